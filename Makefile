@@ -1,0 +1,131 @@
+# `make book` and `make test` need Python 3.11 or newer and make; they set up the rest in .venv.
+
+VENV    ?= .venv
+PYTHON  ?=
+PROFILE ?= quick
+JOBS    ?= 2
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUILD := _build
+
+# What the checks run: the processor only, so that results do not depend on the accelerator.
+CHECK := JAX_PLATFORMS=cpu
+# Where notebooks write when they are run to be compared, not to be kept.
+SCRATCH := $(BUILD)/check
+
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup book notebooks test lint types unit nbval claims html browser format lock clean distclean
+
+help:  ## this list
+	@echo "Gradient descent in continuous time: the book, and pfcore beneath it."
+	@echo
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 18
+	@echo
+	@echo "Settings: VENV=$(VENV)  PROFILE=$(PROFILE)  JOBS=$(JOBS)  PYTHON=(the newest found)"
+
+# ---- set-up
+
+setup: $(STAMP)  ## .venv with everything pinned, once
+
+$(STAMP): requirements.lock pyproject.toml
+	@set -e; \
+	if [ ! -x "$(BIN)/python" ]; then \
+	  for p in $(PYTHON) python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	    then found="$$p"; break; fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then \
+	    echo "No Python 3.11 or newer with the venv module was found. Install one (on Debian and"; \
+	    echo "Ubuntu: apt install python3 python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python"; \
+	    exit 1; \
+	  fi; \
+	  echo "== set-up: $(VENV), with $$("$$found" --version)"; \
+	  "$$found" -m venv "$(VENV)"; \
+	else \
+	  echo "== set-up: $(VENV)"; \
+	fi; \
+	echo "   installing the pinned packages (a few minutes the first time)"; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	echo "   installing pfcore"; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	touch "$@"
+
+# ---- the book
+
+# From the folder $(1) to $(BUILD)/html, from nothing, every warning an error.
+define build_html
+	@rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees"
+	@"$(BIN)/jupyter-book" build "$(1)" --path-output . -W -n --keep-going --quiet >/dev/null
+	@"$(BIN)/python" -c 'import pathlib; print("   open", pathlib.Path("$(BUILD)/html/index.html").resolve().as_uri())'
+endef
+
+book: $(STAMP)  ## recompute every notebook, build the book, say where to open it
+	@echo "== book: recomputing the notebooks ($(PROFILE) profile)"
+	@"$(BIN)/python" tools/notebooks.py execute --into "$(BUILD)/source" --profile $(PROFILE) --jobs $(JOBS)
+	@echo "== book: building the pages"
+	$(call build_html,$(BUILD)/source)
+
+notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to commit
+	@echo "== notebooks: recomputing in place ($(PROFILE) profile)"
+	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
+
+# ---- the checks, in the order of `make test`
+
+test: lint types unit nbval claims html browser  ## every check
+	@echo "== test: all passed"
+
+lint: $(STAMP)  ## style of code and notebooks
+	@echo "== lint: ruff"
+	@"$(BIN)/ruff" check --quiet .
+	@"$(BIN)/ruff" format --quiet --check --diff .
+	@echo "== lint: notebooks run in order, stored normalised"
+	@"$(BIN)/python" tools/notebooks.py check
+
+types: $(STAMP)  ## types of pfcore
+	@echo "== types: mypy"
+	@"$(BIN)/mypy"
+
+unit: $(STAMP)  ## unit tests and the examples in docstrings
+	@echo "== unit: tests"
+	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q -n $(JOBS)
+	@echo "== unit: examples in docstrings"
+	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q --doctest-modules pfcore
+
+nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
+	@echo "== nbval: every notebook against its stored outputs"
+	@rm -rf "$(SCRATCH)"
+	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS)
+
+claims: nbval  ## the claims' verdicts and numbers against the stored ones
+	@echo "== claims: fresh against stored"
+	@"$(BIN)/python" tools/check_claims.py "$(SCRATCH)/claims"
+
+html: $(STAMP)  ## build the pages from the stored outputs
+	@echo "== html: building the pages, warnings fatal"
+	$(call build_html,.)
+
+browser: html  ## read every page of the built book in a browser
+	@echo "== browser: every page, desktop and phone"
+	@"$(BIN)/python" tests/browser/chromium.py || "$(BIN)/python" -m playwright install chromium \
+	  || echo "   no Chromium here, and none could be installed"
+	@"$(BIN)/python" -m pytest -q -rs --tb=short -m browser tests/browser
+
+# ---- upkeep
+
+format: $(STAMP)  ## rewrite code and notebooks in the house style
+	@"$(BIN)/ruff" check --quiet --fix .
+	@"$(BIN)/ruff" format .
+
+lock: $(STAMP)  ## resolve requirements.lock again from pyproject.toml
+	@"$(BIN)/uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras \
+	  --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+
+clean:  ## remove what was built
+	rm -rf $(BUILD) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pfcore tests tools book benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## and the virtual environment
+	rm -rf "$(VENV)"

@@ -1,0 +1,85 @@
+"""What is wrong with an argument, said before anything is compiled."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pfcore._trees import Params, check_params
+
+Loss = Callable[[Any], jax.Array]  # params -> real scalar
+# What users pass before it is checked: the checks below refuse more, and say it better, than a
+# type can.
+ScalarLike = Any  # a number or an array of shape ()
+ArrayLike = Any  # whatever jnp.asarray takes
+
+
+def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
+    """A positive, finite scalar as an array; traced values are taken on trust."""
+    try:
+        array = jnp.asarray(learning_rate)
+    except TypeError as error:
+        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}") from error
+    if array.ndim != 0:
+        raise ValueError(
+            f"learning_rate must be a scalar, got shape {array.shape}; "
+            "for several learning rates use jax.vmap"
+        )
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
+        raise TypeError(f"learning_rate must be a real number, got {learning_rate!r}")
+    if not isinstance(array, jax.core.Tracer):
+        value = float(array)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(
+                f"learning_rate must be positive and finite, got {value!r}; "
+                "the flows are functions of the step size of gradient descent"
+            )
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def check_count(name: str, value: Any, *, minimum: int) -> int:
+    """An integer of at least `minimum`."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+    return count
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(loss: Loss, params: Params) -> jax.Array:
+    return loss(params)
+
+
+def check_loss(loss: Loss, params: Params) -> Params:
+    """Return checked `params` at which `loss` is one finite real number.
+
+    Raises:
+      TypeError: the loss is not callable, or not real.
+      ValueError: the loss is not a scalar, or not finite at `params`.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of params, got {loss!r}")
+    params = check_params(params)
+    shape = jax.eval_shape(loss, params)
+    if not hasattr(shape, "shape") or shape.shape != ():
+        raise ValueError(
+            f"loss must return one number, got {getattr(shape, 'shape', shape)!r}; "
+            "reduce it, for instance with jnp.mean"
+        )
+    if not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        value = _evaluate(loss, params)
+        if not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value)):
+            raise ValueError(
+                f"loss at the starting params is {float(value)!r}; "
+                "start where the loss is finite (check the data and the initial params)"
+            )
+    return params

@@ -1,0 +1,80 @@
+"""Parameters as pytrees: checking them, flattening them, moving them to the complex plane."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+Params = Any  # any pytree of floating-point arrays
+
+
+def check_params(params: Params) -> Params:
+    """Return `params` as JAX arrays, or say why they cannot be differentiated.
+
+    Raises:
+      TypeError: a leaf is not a real floating-point array.
+      ValueError: there is nothing to differentiate.
+    """
+    leaves_with_paths = jax.tree_util.tree_leaves_with_path(params)
+    if sum(jnp.size(leaf) for _, leaf in leaves_with_paths) == 0:
+        raise ValueError(
+            f"params hold no numbers: {params!r}; pass a pytree with at least one non-empty array"
+        )
+    for path, leaf in leaves_with_paths:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)} "
+                f"(value {leaf!r}); params must be real floating-point arrays: "
+                "convert with jnp.asarray(..., dtype=jnp.float32)"
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
+    """Flatten a pytree into one vector of the widest dtype among its leaves, and the way back."""
+    # Leaves of several precisions are promoted here on purpose, whatever the caller's setting.
+    with jax.numpy_dtype_promotion("standard"):
+        return ravel_pytree(tree)
+
+
+def to_complex(params: Params) -> Params:
+    """Real arrays as complex ones with zero imaginary part (float32 to complex64)."""
+    return jax.tree.map(lambda x: jax.lax.complex(x, jnp.zeros_like(x)), params)
+
+
+def real_part(params: Params) -> Params:
+    return jax.tree.map(jnp.real, params)
+
+
+def is_complex(params: Params) -> bool:
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params))
+
+
+def real_dtype(params: Params) -> jnp.dtype:
+    """The widest real dtype among the leaves; times and step sizes are kept in it."""
+    return jnp.finfo(_widest(params)).dtype
+
+
+def _widest(params: Params) -> jnp.dtype:
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    widest = dtypes[0]
+    for dtype in dtypes[1:]:
+        widest = jnp.promote_types(widest, dtype)
+    return widest
+
+
+def scale(factor: float | jax.Array, tree: Params) -> Params:
+    """factor · tree, in the dtype of each leaf."""
+    return jax.tree.map(lambda x: jnp.asarray(factor).astype(x.dtype) * x, tree)
+
+
+def add_scaled(tree: Params, factor: float | jax.Array, other: Params) -> Params:
+    """tree + factor · other, in the dtype of each leaf of `tree`."""
+    return jax.tree.map(lambda x, y: x + jnp.asarray(factor).astype(x.dtype) * y, tree, other)
+
+
+def norm(tree: Params) -> jax.Array:
+    """Euclidean norm over all leaves, computed without overflow of the squares' dtype."""
+    return jnp.linalg.norm(ravel(tree)[0])

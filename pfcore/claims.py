@@ -1,0 +1,113 @@
+"""The claims that the book puts to the test: measured, judged, and written where they are read.
+
+Each notebook ends by calling `report`; the book's last page shows what `collect` finds.
+"""
+
+import html
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER_VARIABLE = "PFCORE_CLAIMS_DIR"
+VERDICTS = ("holds", "holds in part", "fails")
+
+
+class Claim(NamedTuple):
+    """A sentence, the number that decides it, and the verdict.
+
+    Attributes:
+      id: "C1" and so on, or "C4b" where a claim has parts.
+      statement: the claim, in words that name what `number` is.
+      number: as measured.
+      tolerance: what the number is held against, such as "< 1e-6".
+      verdict: "holds", "holds in part" or "fails", computed from the number.
+      figure: anchor of the figure that shows it.
+      rerun_tolerance: relative difference allowed to a rerun elsewhere; None where the number is
+        at the level of rounding, so that only the verdict is compared.
+    """
+
+    id: str
+    statement: str
+    number: float
+    tolerance: str
+    verdict: str
+    figure: str
+    rerun_tolerance: float | None = 0.1
+
+
+def verdict(*conditions: bool) -> str:
+    """ "holds" if all conditions do, "fails" if none does, else "holds in part"."""
+    held = [bool(condition) for condition in conditions]
+    return VERDICTS[0] if all(held) else VERDICTS[1] if any(held) else VERDICTS[2]
+
+
+class Report:
+    """Claims as a table: HTML in a notebook, plain text elsewhere."""
+
+    def __init__(self, claims: Iterable[Claim]):
+        self.claims = tuple(claims)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(c.id, c.statement, f"{c.number:.2g}", c.tolerance, c.verdict) for c in self.claims]
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(row) for row in self._rows())
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<th>{name}</th>" for name in ("claim", "what", "measured", "asked", "verdict")
+        )
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self._rows()
+        )
+        return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def report(notebook: str, claims: Iterable[Claim], folder: str | Path | None = None) -> Report:
+    """Write a notebook's claims to `<folder>/<notebook>.json` and return them as a table.
+
+    Args:
+      notebook: the notebook's name, without folder or ending.
+      claims: what was found.
+      folder: where to write; by default the folder named by the environment variable
+        PFCORE_CLAIMS_DIR, else `claims` beside the notebook.
+
+    Raises:
+      ValueError: a verdict is unknown, or a number is not finite.
+    """
+    table = Report(claims)
+    for claim in table.claims:
+        if claim.verdict not in VERDICTS:
+            raise ValueError(f"verdict must be one of {VERDICTS}, got {claim.verdict!r}")
+        if not math.isfinite(claim.number):
+            raise ValueError(f"claim {claim.id} has no finite number: {claim.number!r}")
+    folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "claims")
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "notebook": notebook,
+        "claims": [
+            # Two digits: more would change with the machine that ran it.
+            claim._asdict() | {"number": float(f"{float(claim.number):.2g}")}
+            for claim in table.claims
+        ],
+    }
+    (folder / f"{notebook}.json").write_text(json.dumps(content, indent=1) + "\n")
+    return table
+
+
+def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
+    """All claims found in a folder (default: `claims`), by notebook, in the order of their ids."""
+    found = {}
+    for path in sorted(Path(folder or "claims").glob("*.json")):
+        content = json.loads(path.read_text())
+        found[content["notebook"]] = [Claim(**claim) for claim in content["claims"]]
+    return dict(sorted(found.items(), key=lambda item: _number(item[1])))
+
+
+def _number(claims: list[Claim]) -> int:
+    digits = [int("".join(ch for ch in claim.id if ch.isdigit())) for claim in claims]
+    return min(digits, default=0)

@@ -1,0 +1,54 @@
+"""The discrete side: gradient descent."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
+from pfcore._trees import Params, add_scaled
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _descend(loss: Loss, params: Params, learning_rate: jax.Array, num_steps: int) -> Params:
+    def step(params, _):
+        params = add_scaled(params, -learning_rate, jax.grad(loss)(params))
+        return params, params
+
+    _, trajectory = jax.lax.scan(step, params, length=num_steps)
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest]), params, trajectory
+    )
+
+
+def gradient_descent(
+    loss: Loss, params: Params, learning_rate: ScalarLike, num_steps: int
+) -> Params:
+    r"""Iterates of gradient descent, $\theta_{k+1} = \theta_k - h\,\nabla E(\theta_k)$.
+
+    One compiled scan; compiled once for each `loss` and `num_steps`, whatever the learning
+    rate. A run that diverges returns the infinities and NaNs that the iteration produced.
+
+    Args:
+      loss: $E$, from `params` to a real scalar.
+      params: any pytree of floating-point arrays, $\theta_0$.
+      learning_rate: $h > 0$, a scalar (traced values allowed, so `jax.vmap` works over it).
+      num_steps: number of steps, at least 0.
+
+    Returns:
+      `params` stacked along a new leading axis of length `num_steps + 1`; index 0 is the start.
+
+    Raises:
+      ValueError: the learning rate is not positive and finite, `num_steps` is negative, or the
+        loss is not a finite scalar at the start.
+      TypeError: params or loss are not real floating point.
+
+    Example:
+      >>> import jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 0.5 * jnp.sum(x**2)
+      >>> pfcore.gradient_descent(loss, jnp.array([1.0]), 0.5, 3)[:, 0].tolist()
+      [1.0, 0.5, 0.25, 0.125]
+    """
+    num_steps = check_count("num_steps", num_steps, minimum=0)
+    learning_rate = check_learning_rate(learning_rate)
+    return _descend(loss, check_loss(loss, params), learning_rate, num_steps)

@@ -1,0 +1,117 @@
+"""House style of the book's figures: one colour for a flow everywhere, readable on a phone."""
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+
+from pfcore._checks import ArrayLike
+from pfcore.objectives import Objective
+
+# Okabe and Ito's palette: told apart with any colour vision.
+COLORS = {
+    "gd": "#1a1a1a",
+    "ngf": "#0072B2",
+    "igr": "#009E73",
+    "third_order": "#56B4E9",
+    "principal": "#D55E00",
+    "principal_np": "#CC79A7",
+}
+LABELS = {
+    "gd": "gradient descent",
+    "ngf": "NGF",
+    "igr": "IGR flow",
+    "third_order": "third order",
+    "principal": "PF",
+    "principal_np": "PF + non-principal",
+}
+# A page is about 7 inches wide; a phone shows it at half that, where 12 points become 6.
+WIDTH = 6.4
+
+
+def use_style() -> None:
+    """Set Matplotlib's defaults for the figures that follow."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, 4.0),
+            "figure.dpi": 140,
+            "figure.constrained_layout.use": True,
+            "savefig.facecolor": "white",
+            "font.size": 12,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 12,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "axes.axisbelow": True,
+            "lines.linewidth": 2,
+            "svg.hashsalt": "pfcore",
+        }
+    )
+
+
+def contours(
+    ax: Axes,
+    objective: Objective,
+    *,
+    domain: ArrayLike | None = None,
+    levels: int = 14,
+    swap: bool = False,
+    resolution: int = 160,
+) -> None:
+    """Draw a two-parameter landscape as grey level lines, evenly spaced in the cube root.
+
+    Args:
+      ax: where.
+      objective: what.
+      domain: [2, 2] if not the objective's own.
+      levels: how many lines.
+      swap: put the second parameter on the horizontal axis.
+      resolution: points along each axis.
+    """
+    (x0, x1), (y0, y1) = objective.domain if domain is None else np.asarray(domain)
+    x, y = np.meshgrid(np.linspace(x0, x1, resolution), np.linspace(y0, y1, resolution))
+    values = np.asarray(objective(jnp.stack([x, y])))
+    roots = np.cbrt(values)
+    ticks = np.linspace(roots.min(), roots.max(), levels + 2)[1:-1]
+    if swap:
+        x, y = y, x
+    ax.contour(x, y, roots, levels=ticks, colors="#b5b5b5", linewidths=0.8, linestyles="solid")
+    ax.grid(False)
+
+
+def label(ax: Axes, x: float, y: float, name: str, text: str | None = None, **kwargs) -> None:
+    """Write a flow's name in its colour beside its line, with a white outline."""
+    written = ax.annotate(
+        LABELS[name] if text is None else text,
+        (x, y),
+        color=COLORS[name],
+        fontsize=11,
+        fontweight="bold",
+        **{"xytext": (5, 0), "textcoords": "offset points", "va": "center", **kwargs},
+    )
+    written.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+
+
+def dots(ax: Axes, x: ArrayLike, y: ArrayLike, **kwargs) -> None:
+    """Iterates of gradient descent: black dots joined by a thin line."""
+    ax.plot(x, y, color=COLORS["gd"], lw=0.8, marker="o", ms=5, zorder=5, **kwargs)
+
+
+def key(ax: Axes, names: list[str], **kwargs) -> None:
+    """One legend for several flows, where labels beside the lines would collide."""
+    handles = [
+        plt.Line2D(
+            [], [], color=COLORS[n], lw=0.8 if n == "gd" else 2, marker="o" if n == "gd" else None
+        )
+        for n in names
+    ]
+    ax.legend(handles, [LABELS[n] for n in names], **kwargs)

@@ -1,0 +1,19 @@
+"""Continuous-time models of gradient descent."""
+
+from pfcore.flows.flow import Flow
+from pfcore.flows.modified import (
+    igr_flow,
+    modified_flow,
+    negative_gradient_flow,
+    third_order_flow,
+)
+from pfcore.flows.principal import principal_flow
+
+__all__ = [
+    "Flow",
+    "igr_flow",
+    "modified_flow",
+    "negative_gradient_flow",
+    "principal_flow",
+    "third_order_flow",
+]

@@ -1,0 +1,60 @@
+"""Settings that every test runs under, and losses that many share."""
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+from flax import nnx
+
+import pfcore
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _strict_promotion():
+    """Mixing dtypes by accident is an error."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for claims about exactness."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def mixed_loss(params) -> jax.Array:
+    """A smooth, analytic loss over a pytree of mixed shapes; coupled, not quadratic."""
+    w, b, s = params["w"], params["layer"]["b"], params["layer"]["s"]
+    hidden = jnp.tanh(w @ b)
+    return 0.5 * jnp.sum(hidden**2) + 0.25 * jnp.sum(b**2) * s**2 + 0.5 * jnp.cos(s)
+
+
+def mixed_params(dtype=jnp.float64):
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=(2, 3)), dtype),
+        "layer": {"b": jnp.asarray(rng.normal(size=3), dtype), "s": jnp.asarray(0.7, dtype)},
+    }
+
+
+def small_network(kind="mse", activation="tanh", sizes=(30, 4, 1), dtype=jnp.float64):
+    """A network on real data that is small enough for a dense Hessian: (loss, params)."""
+    data = pfcore.datasets.load("breast_cancer", dtype=np.dtype(dtype))
+    model = pfcore.networks.MLP(sizes, activation=activation, param_dtype=dtype, rngs=nnx.Rngs(0))
+    return pfcore.losses.full_batch(
+        model, data.train_inputs[:64], data.train_targets[:64], kind=kind
+    )
+
+
+def flatten(tree) -> np.ndarray:
+    """Leaves in one vector; with a leading time axis use `flatten_path`."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def flatten_path(tree) -> np.ndarray:
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in leaves], axis=1)

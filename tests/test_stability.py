@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pfcore
+from pfcore.stability import (
+    coefficient,
+    drift,
+    principal_coefficient,
+    regime,
+    stability_coefficient,
+)
+from tests.conftest import flatten, mixed_loss, mixed_params
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_formulas():
+    z = np.array([-1.0, 0.5, 3.0])
+    np.testing.assert_allclose(coefficient("ngf", z), -np.ones(3))
+    np.testing.assert_allclose(coefficient("igr", z), -(1 + z / 2))
+    np.testing.assert_allclose(coefficient("third_order", z), -(1 + z / 2 + z**2 / 3))
+    np.testing.assert_allclose(coefficient("principal", z), np.log(1 - z + 0j) / z, rtol=1e-14)
+
+
+def test_principal_is_minus_one_at_zero_and_accurate_beside_it():
+    z = np.array([0.0, 1e-12, -1e-9, 1e-5])
+    series = -(1 + z / 2 + z**2 / 3)
+    np.testing.assert_allclose(coefficient("principal", z), series, rtol=1e-15)
+
+
+def test_principal_on_the_cut_has_positive_argument():
+    for z in (2.0, 2.0 + 0.0j, complex(2.0, -0.0)):
+        np.testing.assert_allclose(principal_coefficient(z), 0.5j * np.pi, atol=1e-15)
+
+
+def test_principal_off_the_axis():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=50) * 2 + 1j * rng.normal(size=50)
+    np.testing.assert_allclose(principal_coefficient(z), np.log(1 - z) / z, rtol=1e-12)
+    continued = np.asarray(principal_coefficient(z, branch="continued"))
+    # Each branch solves exp(z φ) = 1 − z; the continued one is smooth across z > 1.
+    np.testing.assert_allclose(np.exp(z * continued), 1 - z, rtol=1e-12)
+    above, below = (principal_coefficient(2.0 + s * 1e-9j, branch="continued") for s in (1, -1))
+    np.testing.assert_allclose(above, below, atol=1e-8)
+
+
+def test_series_of_modified_flows_approaches_principal():
+    z = 0.3
+    partial = -sum(z**j / (j + 1) for j in range(60))
+    np.testing.assert_allclose(coefficient("principal", z), partial, rtol=1e-14)
+
+
+def test_infinite_at_one():
+    assert np.isneginf(coefficient("principal", 1.0).real)
+
+
+@pytest.mark.parametrize("flow", ["ngf", "igr", "third_order", "principal"])
+def test_energy_rate_is_the_sum_over_eigenvectors(flow):
+    """dE/dt = Σ α(hλ_i)(gᵀu_i)² while the state is real, on a quadratic (no third derivatives)."""
+    matrix = np.array([[1.0, 0.3], [0.3, -0.5]])
+    loss, h = pfcore.objectives.quadratic_form(matrix), 0.4
+    make = {
+        "ngf": lambda: pfcore.flows.negative_gradient_flow(loss),
+        "igr": lambda: pfcore.flows.igr_flow(loss, h),
+        "third_order": lambda: pfcore.flows.third_order_flow(loss, h),
+        "principal": lambda: pfcore.flows.principal_flow(loss, h),
+    }[flow]()
+    params = jnp.array([0.7, -1.1])
+    rate = make.position(make.vector_field(0.0, make.init(params)))
+    g = jax.grad(loss)(params)
+    values, vectors = np.linalg.eigh(matrix)
+    expected = np.sum(np.real(coefficient(flow, h * values)) * (vectors.T @ g) ** 2)
+    np.testing.assert_allclose(g @ rate, expected, rtol=1e-12)
+
+
+def test_stability_coefficient_signs():
+    h = 0.1
+    eigenvalues = np.array([-5.0, 5.0, 15.0, 25.0])
+    assert np.all(np.sign(stability_coefficient("principal", h, eigenvalues)) == [1, -1, -1, 1])
+    for blind in ("ngf", "igr"):
+        assert np.all(stability_coefficient(blind, h, eigenvalues[1:]) < 0)
+    assert float(stability_coefficient("principal", h, 0.0)) == 0.0
+    assert abs(float(stability_coefficient("principal", h, 20.0))) < 1e-15
+
+
+def test_regimes():
+    assert regime(0.5, -1.0) == "repelling"
+    assert regime(0.5, 1.0) == "attracting"
+    assert regime(0.5, 3.0) == "attracting, oscillating"
+    assert regime(0.5, 5.0) == "repelling, oscillating"
+    assert regime(0.5, np.array([[-1.0, 5.0]])).tolist() == [
+        ["repelling", "repelling, oscillating"]
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-3, 3).filter(lambda z: min(abs(z), abs(z - 1), abs(z - 2)) > 1e-3))
+def test_regime_is_what_gradient_descent_does(z):
+    loss = pfcore.objectives.quadratic_form([[z]])
+    x = np.asarray(pfcore.gradient_descent(loss, jnp.array([1.0]), 1.0, 1))[:, 0]
+    name = regime(1.0, z)
+    assert ("repelling" in name) == (abs(x[1]) > 1)
+    assert ("oscillating" in name) == (x[1] < 0)
+    assert (float(stability_coefficient("principal", 1.0, z)) > 0) == ("repelling" in name)
+
+
+def test_drift_against_dense():
+    params = mixed_params()
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = np.asarray(jax.hessian(lambda x: mixed_loss(unravel(x)))(flat))
+    g = flatten(jax.grad(mixed_loss)(params))
+    vectors = np.linalg.eigh(hessian)[1].T
+    found = drift(mixed_loss, params, jax.vmap(unravel)(jnp.asarray(vectors)))
+    np.testing.assert_allclose(found.norm, np.linalg.norm(hessian @ g), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.relative, np.linalg.norm(hessian @ g) / np.linalg.norm(g), rtol=1e-12
+    )
+    np.testing.assert_allclose(found.share.sum(), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.share, (vectors @ hessian @ g) ** 2 / found.norm**2, rtol=1e-10, atol=1e-14
+    )
+    assert drift(mixed_loss, params).share.shape == (0,)
+
+
+def test_drift_is_the_leading_difference_after_one_step():
+    """GD − NGF after a step is −(h²/2) H g to leading order."""
+    params, h = mixed_params(), 1e-3
+    step = jax.tree.map(lambda x: x[1], pfcore.gradient_descent(mixed_loss, params, h, 1))
+    flow = pfcore.flows.negative_gradient_flow(mixed_loss)
+    path = pfcore.integrate(flow, params, [h], rtol=1e-12, atol=1e-14)
+    difference = np.linalg.norm(flatten(step) - flatten(path.params))
+    assert difference == pytest.approx(h**2 / 2 * float(drift(mixed_loss, params).norm), rel=0.01)
+
+
+def test_drift_at_a_stationary_point():
+    found = drift(pfcore.objectives.quadratic, jnp.zeros(2), jnp.eye(2))
+    assert float(found.norm) == 0 and float(found.relative) == 0
+    np.testing.assert_array_equal(found.share, [0, 0])
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="sgd"):
+        coefficient("sgd", 1.0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        stability_coefficient("ngf", -1.0, 1.0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        regime(0.0, 1.0)
+    with pytest.raises(ValueError, match="nan"):
+        regime(0.1, float("nan"))

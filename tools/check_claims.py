@@ -1,0 +1,108 @@
+"""Compare freshly written claims with the stored ones.
+
+    python tools/check_claims.py _build/check/claims
+
+Same claims, same verdicts; a number may differ by its own `rerun_tolerance`, relative to the
+stored one. A claim without that field is compared by its verdict alone.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "book" / "claims"
+
+Claims = dict[tuple[str, str], dict[str, Any]]
+
+
+def read(folder: Path) -> Claims:
+    """All claims of a folder, by notebook and id."""
+    claims: Claims = {}
+    for path in sorted(folder.glob("*.json")):
+        page = json.loads(path.read_text(encoding="utf-8"))
+        for claim in page["claims"]:
+            claims[page["notebook"], claim["id"]] = claim
+    return claims
+
+
+def agree(stored: Any, fresh: Any, tolerance: float) -> bool:
+    """Whether two numbers, or two things of one shape made of numbers, agree."""
+    if isinstance(stored, dict):
+        return (
+            isinstance(fresh, dict)
+            and stored.keys() == fresh.keys()
+            and all(agree(stored[key], fresh[key], tolerance) for key in stored)
+        )
+    if isinstance(stored, list):
+        return (
+            isinstance(fresh, list)
+            and len(stored) == len(fresh)
+            and all(agree(a, b, tolerance) for a, b in zip(stored, fresh, strict=True))
+        )
+    numbers = isinstance(stored, int | float) and isinstance(fresh, int | float)
+    if not numbers or isinstance(stored, bool) or isinstance(fresh, bool):
+        return stored == fresh
+    return math.isclose(stored, fresh, rel_tol=tolerance) or (
+        math.isnan(stored) and math.isnan(fresh)
+    )
+
+
+def judge(stored: dict[str, Any] | None, fresh: dict[str, Any] | None) -> str:
+    """ "" if a claim came out as stored, else what is different."""
+    if stored is None:
+        return "not among the stored claims"
+    if fresh is None:
+        return "was not written by the rerun"
+    if stored["verdict"] != fresh["verdict"]:
+        return f"verdict was {stored['verdict']!r}, is {fresh['verdict']!r}"
+    tolerance = stored.get("rerun_tolerance")
+    if tolerance is not None and not agree(stored["number"], fresh["number"], tolerance):
+        return f"number differs by more than {tolerance:g} relative"
+    return ""
+
+
+def show(number: Any) -> str:
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("fresh", type=Path, help="folder with the claims of a rerun")
+    parser.add_argument("--stored", type=Path, default=STORED, help="default: book/claims")
+    args = parser.parse_args()
+
+    stored, fresh = read(args.stored), read(args.fresh)
+    if not stored:
+        print(f"no claims are stored in {args.stored}")
+        return 1
+    order = sorted(stored.keys() | fresh.keys(), key=lambda k: (k[0], len(k[1]), k[1]))
+    rows = [("notebook", "claim", "stored", "fresh", "verdict", "")]
+    wrong = 0
+    for key in order:
+        before, after = stored.get(key), fresh.get(key)
+        problem = judge(before, after)
+        wrong += bool(problem)
+        rows.append(
+            (
+                *key,
+                show(before["number"]) if before else "-",
+                show(after["number"]) if after else "-",
+                str((after or before or {})["verdict"]),
+                problem or "ok",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("   " + "  ".join(cells).rstrip())
+    if wrong:
+        print(f"   {wrong} of {len(order)} claims came out differently")
+    return min(wrong, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

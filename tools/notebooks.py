@@ -1,0 +1,292 @@
+"""The book's notebooks: run them, store them normalised, check them, compare reruns.
+
+    python tools/notebooks.py list
+    python tools/notebooks.py execute --in-place            # to be committed
+    python tools/notebooks.py execute --into _build/source  # in a copy; nothing tracked changes
+    python tools/notebooks.py check
+    python tools/notebooks.py compare --scratch _build/check
+
+Which notebooks there are, and in which order, is read from `_toc.yml`. The notebook named `claims`
+collects what the others found, so it runs after them.
+
+A stored notebook is normalised: its metadata, cell ids and execution counts are functions of its
+cells alone, so that running it twice on one machine gives the same bytes.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+COLLECTOR = "claims"
+CELL_TIMEOUT = 600  # seconds
+MAX_BYTES = 2_000_000
+NOTEBOOK_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+CELL_METADATA = ("mystnb", "tags")
+
+
+def listed(root: Path = ROOT) -> list[Path]:
+    """The notebooks under `root` that `_toc.yml` names, in its order."""
+
+    def files(node: object) -> Iterable[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key in ("root", "file"):
+                    yield value
+                else:
+                    yield from files(value)
+        elif isinstance(node, list):
+            for item in node:
+                yield from files(item)
+
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    paths = (root / name for name in files(toc))
+    paths = (p if p.suffix == ".ipynb" else p.with_name(p.name + ".ipynb") for p in paths)
+    return [path for path in paths if path.is_file()]
+
+
+def split_collector(paths: Sequence[Path]) -> list[list[Path]]:
+    """What can run side by side, then what must wait for it."""
+    groups = [
+        [path for path in paths if path.stem != COLLECTOR],
+        [path for path in paths if path.stem == COLLECTOR],
+    ]
+    return [group for group in groups if group]
+
+
+def shown(path: Path, root: Path = ROOT) -> str:
+    """A path as a reader at `root` would type it."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+# ---- normal form
+
+
+def _normalise_outputs(outputs: Sequence[NotebookNode], count: int) -> list[NotebookNode]:
+    """Neighbouring pieces of one stream joined; the cell's own count; metadata left as it is."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined:
+            last = joined[-1]
+            if last.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+                continue
+        if output.output_type == "execute_result":
+            output.execution_count = count
+        joined.append(output)
+    return joined
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """`notebook` with everything removed that a rerun could change without meaning to."""
+    notebook = nbformat.from_dict(notebook)
+    notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    count = 0
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"
+        cell.metadata = nbformat.from_dict(
+            {key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata}
+        )
+        cell.source = "\n".join(line.rstrip() for line in cell.source.strip("\n").split("\n"))
+        if cell.cell_type == "code":
+            if cell.execution_count is not None:
+                count += 1
+                cell.execution_count = count
+            cell.outputs = _normalise_outputs(cell.outputs, count)
+    return notebook
+
+
+def serialise(notebook: NotebookNode) -> str:
+    """The text of the stored file."""
+    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
+
+
+# ---- execute
+
+
+def _environment(profile: str) -> dict[str, str]:
+    """What the kernels see: this interpreter's environment, the profile, nothing inherited that
+    would send claims elsewhere or replace the notebook's own drawing."""
+    changed = ("PFCORE_CLAIMS_DIR", "MPLBACKEND")
+    env = {key: value for key, value in os.environ.items() if key not in changed}
+    env |= {"PFCORE_PROFILE": profile, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONHASHSEED": "0"}
+    if profile == "quick":
+        env.setdefault("JAX_PLATFORMS", "cpu")
+    return env
+
+
+def _execute(path: Path, env: dict[str, str]) -> tuple[float, str]:
+    """Run one notebook and store it; its seconds, and what went wrong ("" if nothing)."""
+    start = time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        record_timing=False,
+        timeout=CELL_TIMEOUT,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    problem = ""
+    try:
+        client.execute(env=env)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        problem = "\n".join(str(error).rstrip().splitlines()[-20:])
+    else:
+        path.write_text(serialise(normalise(notebook)), encoding="utf-8")
+    return time.perf_counter() - start, problem
+
+
+def stage(into: Path) -> None:
+    """A copy of the book's sources in the folder `into`, replacing what was there."""
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(ROOT / name, into / name)
+    leave_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_build")
+    shutil.copytree(ROOT / "book", into / "book", ignore=leave_out)
+
+
+def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> int:
+    """Run notebooks under `root`, up to `jobs` at a time, with a line for each; how many failed."""
+    env = _environment(profile)
+    done, failed = 0, 0
+    width = len(str(len(paths)))
+    for group in split_collector(paths):
+        with ProcessPoolExecutor(max_workers=min(jobs, len(group))) as pool:
+            running = {pool.submit(_execute, path, env): path for path in group}
+            for future in as_completed(running):
+                seconds, problem = future.result()
+                done += 1
+                verdict = "FAILED" if problem else f"{seconds:.0f} s"
+                name = shown(running[future], root)
+                print(f"   [{done:{width}}/{len(paths)}] {name}  {verdict}", flush=True)
+                if problem:
+                    failed += 1
+                    print(problem, flush=True)
+    return failed
+
+
+# ---- check
+
+
+def faults(path: Path) -> list[str]:
+    """What is wrong with a stored notebook, as sentences; empty if nothing is."""
+    found = []
+    text = path.read_text(encoding="utf-8")
+    if len(text.encode()) > MAX_BYTES:
+        found.append(f"is {len(text.encode()) / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB")
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    unrun = [number for number, cell in enumerate(code, 1) if cell.execution_count is None]
+    counts = [cell.execution_count for cell in code]
+    if unrun:
+        found.append(f"code cells that were not run: {', '.join(map(str, unrun))}")
+    elif counts != list(range(1, len(code) + 1)):
+        found.append(f"code cells ran out of order: {counts}")
+    for number, cell in enumerate(code, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.append(f"code cell {number} ended in {output.ename}: {output.evalue}")
+    if text != serialise(normalise(notebook)):
+        found.append("is not stored normalised: make notebooks does that")
+    return found
+
+
+def check(paths: Sequence[Path]) -> int:
+    """Print every fault of the stored notebooks; how many notebooks have one."""
+    wrong = 0
+    for path in paths:
+        found = faults(path)
+        wrong += bool(found)
+        for fault in found:
+            print(f"{shown(path)}: {fault}")
+    return wrong
+
+
+# ---- compare
+
+
+def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) -> int:
+    """Rerun notebooks with nbval against their stored outputs; claims are written to `scratch`."""
+    env = _environment("quick")
+    folder = scratch / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    env["PFCORE_CLAIMS_DIR"] = str(folder.resolve())
+    status = 0
+    for group in split_collector(paths):
+        command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
+        command += [f"--nbval-cell-timeout={timeout}"]
+        if len(group) > 1:
+            # A notebook's cells share a kernel, hence one worker for each file.
+            command += ["-n", str(jobs), "--dist", "loadfile"]
+        command += [str(path) for path in group]
+        status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode or status
+    return status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    commands.add_parser("list", help="print the notebooks in the order of _toc.yml")
+
+    run = commands.add_parser("execute", help="run notebooks and store them normalised")
+    target = run.add_mutually_exclusive_group(required=True)
+    target.add_argument("--in-place", action="store_true", help="where they are, to be committed")
+    target.add_argument("--into", type=Path, metavar="DIR", help="in a copy of the book's sources")
+    run.add_argument("--profile", default="quick", choices=["quick", "full"])
+    run.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
+
+    checked = commands.add_parser("check", help="stored notebooks: complete, in order, normalised")
+
+    rerun = commands.add_parser("compare", help="rerun with nbval against the stored outputs")
+    rerun.add_argument("--scratch", type=Path, required=True, help="where the rerun writes")
+    rerun.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
+    rerun.add_argument("--timeout", type=int, default=300, help="seconds for a cell (default 300)")
+
+    for command in (run, checked, rerun):
+        command.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all)")
+
+    args = parser.parse_args()
+    if args.command == "list":
+        print(*map(shown, listed()), sep="\n")
+        return 0
+
+    paths = [path.resolve() for path in args.paths] or listed()
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        parser.error(f"no such notebook: {', '.join(missing)}")
+    if args.command == "check":
+        return min(check(paths), 1)
+    if args.command == "compare":
+        return compare(paths, scratch=args.scratch, jobs=args.jobs, timeout=args.timeout)
+    root = ROOT
+    if args.into is not None:
+        root = args.into.resolve()
+        stage(root)
+        paths = [root / path.relative_to(ROOT) for path in paths]
+    return min(execute(paths, root=root, profile=args.profile, jobs=args.jobs), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
