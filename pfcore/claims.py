@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FOLDER_VARIABLE = "PFCORE_CLAIMS_DIR"
 VERDICTS = ("holds", "holds in part", "fails")
@@ -38,31 +38,49 @@ class Claim(NamedTuple):
     rerun_tolerance: float | None = 0.1
 
 
-def verdict(*conditions: bool) -> str:
+def verdict(*conditions: Any) -> str:
     """ "holds" if all conditions do, "fails" if none does, else "holds in part"."""
     held = [bool(condition) for condition in conditions]
     return VERDICTS[0] if all(held) else VERDICTS[1] if any(held) else VERDICTS[2]
 
 
+_COLUMNS = ("claim", "what", "measured", "asked", "verdict")
+
+
+def _cells(claim: Claim) -> tuple[str, ...]:
+    return (
+        claim.id,
+        claim.statement,
+        f"{claim.number:.2g}",
+        claim.tolerance,
+        claim.verdict,
+    )
+
+
+def _html_row(claim: Claim, notebook: str | None) -> str:
+    cells = [html.escape(cell) for cell in _cells(claim)]
+    if notebook is not None:
+        cells[0] = f'<a href="{notebook}.html#{claim.figure}">{cells[0]}</a>'
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
 class Report:
     """Claims as a table: HTML in a notebook, plain text elsewhere."""
 
-    def __init__(self, claims: Iterable[Claim]):
-        self.claims = tuple(claims)
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [(c.id, c.statement, f"{c.number:.2g}", c.tolerance, c.verdict) for c in self.claims]
+    def __init__(self, claims: dict[str, list[Claim]], link: bool):
+        self.claims = claims
+        self.link = link
 
     def __repr__(self) -> str:
-        return "\n".join(" | ".join(row) for row in self._rows())
+        rows = [_cells(claim) for claims in self.claims.values() for claim in claims]
+        return "\n".join(" | ".join(row) for row in rows)
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{name}</th>" for name in ("claim", "what", "measured", "asked", "verdict")
-        )
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self._rows()
+            _html_row(claim, notebook if self.link else None)
+            for notebook, claims in self.claims.items()
+            for claim in claims
         )
         return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -79,8 +97,8 @@ def report(notebook: str, claims: Iterable[Claim], folder: str | Path | None = N
     Raises:
       ValueError: a verdict is unknown, or a number is not finite.
     """
-    table = Report(claims)
-    for claim in table.claims:
+    claims = list(claims)
+    for claim in claims:
         if claim.verdict not in VERDICTS:
             raise ValueError(f"verdict must be one of {VERDICTS}, got {claim.verdict!r}")
         if not math.isfinite(claim.number):
@@ -92,11 +110,11 @@ def report(notebook: str, claims: Iterable[Claim], folder: str | Path | None = N
         "claims": [
             # Two digits: more would change with the machine that ran it.
             claim._asdict() | {"number": float(f"{float(claim.number):.2g}")}
-            for claim in table.claims
+            for claim in claims
         ],
     }
     (folder / f"{notebook}.json").write_text(json.dumps(content, indent=1) + "\n")
-    return table
+    return Report({notebook: claims}, link=False)
 
 
 def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
@@ -106,6 +124,11 @@ def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
         content = json.loads(path.read_text())
         found[content["notebook"]] = [Claim(**claim) for claim in content["claims"]]
     return dict(sorted(found.items(), key=lambda item: _number(item[1])))
+
+
+def overview(found: dict[str, list[Claim]]) -> Report:
+    """All claims in one table; each id links to the figure that shows it."""
+    return Report(found, link=True)
 
 
 def _number(claims: list[Claim]) -> int:

@@ -1,5 +1,8 @@
 """House style of the book's figures: one colour for a flow everywhere, readable on a phone."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -46,7 +49,9 @@ def use_style() -> None:
             "xtick.labelsize": 11,
             "ytick.labelsize": 11,
             "legend.fontsize": 11,
-            "legend.frameon": False,
+            "legend.facecolor": "white",
+            "legend.edgecolor": "none",
+            "legend.framealpha": 0.85,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -79,8 +84,7 @@ def contours(
     """
     (x0, x1), (y0, y1) = objective.domain if domain is None else np.asarray(domain)
     x, y = np.meshgrid(np.linspace(x0, x1, resolution), np.linspace(y0, y1, resolution))
-    values = np.asarray(objective(jnp.stack([x, y])))
-    roots = np.cbrt(values)
+    roots = np.cbrt(jax.vmap(jax.vmap(objective))(jnp.stack([x, y], axis=-1)))
     ticks = np.linspace(roots.min(), roots.max(), levels + 2)[1:-1]
     if swap:
         x, y = y, x
@@ -103,7 +107,14 @@ def label(ax: Axes, x: float, y: float, name: str, text: str | None = None, **kw
 
 def dots(ax: Axes, x: ArrayLike, y: ArrayLike, **kwargs) -> None:
     """Iterates of gradient descent: black dots joined by a thin line."""
-    ax.plot(x, y, color=COLORS["gd"], lw=0.8, marker="o", ms=5, zorder=5, **kwargs)
+    look: dict[str, Any] = {"color": COLORS["gd"], "lw": 0.8, "marker": "o", "ms": 5, "zorder": 5}
+    ax.plot(x, y, **(look | kwargs))
+
+
+def step_axis(ax: Axes) -> None:
+    """Time on the horizontal axis, counted in steps of gradient descent."""
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    ax.set_xlabel("time, in steps of gradient descent ($t/h$)")
 
 
 def key(ax: Axes, names: list[str], **kwargs) -> None:

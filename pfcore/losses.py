@@ -61,10 +61,13 @@ def _encode(targets: np.ndarray, num_outputs: int, kind: str) -> np.ndarray:
             f"targets have shape {targets.shape}, but the model's outputs have {num_outputs} "
             "column(s); pass [n, outputs] floats or [n] integer classes"
         )
-    if kind == "cross_entropy" and not np.allclose(
-        targets.sum(-1) if num_outputs > 1 else np.clip(targets, 0, 1) - targets + 1, 1, atol=1e-5
-    ):
-        raise ValueError("cross_entropy targets must be probabilities that sum to 1 in each row")
+    if kind == "cross_entropy":
+        in_range = np.all((targets >= -1e-5) & (targets <= 1 + 1e-5))
+        if not in_range or (num_outputs > 1 and not np.allclose(targets.sum(-1), 1, atol=1e-5)):
+            raise ValueError(
+                "cross_entropy targets must be probabilities, between 0 and 1, that sum to 1 in "
+                f"each row; got values from {targets.min()} to {targets.max()}"
+            )
     return targets
 
 
@@ -113,7 +116,8 @@ def full_batch(
     if kind not in _PER_SAMPLE:
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(_PER_SAMPLE)}")
     graph, param_state, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    params = nnx.to_pure_dict(param_state)
+    # Arrays alone: a State shares its variables with the model, and would follow its changes.
+    params, rest = nnx.to_pure_dict(param_state), nnx.to_pure_dict(rest)
     dtype = jax.tree.leaves(params)[0].dtype
 
     inputs = jnp.asarray(inputs, dtype)

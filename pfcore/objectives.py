@@ -38,6 +38,8 @@ class Objective:
         if not (np.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be positive and finite, got {factor!r}")
         function = self.function
+        # A NumPy float would raise the precision of single-precision parameters.
+        factor = float(factor)
         return dataclasses.replace(self, function=lambda params: factor * function(params))
 
 
@@ -56,14 +58,15 @@ def quadratic_form(matrix: ArrayLike, vector: ArrayLike | None = None) -> Object
       An `Objective` on $[-1, 1]^d$ around its stationary point.
 
     Raises:
-      ValueError: the matrix is not square and symmetric, or the vector does not fit.
+      ValueError: the matrix is not square, symmetric and finite, or the vector does not fit.
     """
     m = np.asarray(matrix, float)
-    if m.ndim != 2 or m.shape[0] != m.shape[1] or not np.allclose(m, m.T):
-        raise ValueError(f"matrix must be square and symmetric, got {matrix!r}")
+    square = m.ndim == 2 and m.shape[0] == m.shape[1]
+    if not (square and np.all(np.isfinite(m)) and np.allclose(m, m.T)):
+        raise ValueError(f"matrix must be square and symmetric, of finite numbers, got {matrix!r}")
     b = np.zeros(len(m)) if vector is None else np.asarray(vector, float)
-    if b.shape != (len(m),):
-        raise ValueError(f"vector must have shape ({len(m)},), got {b.shape}")
+    if b.shape != (len(m),) or not np.all(np.isfinite(b)):
+        raise ValueError(f"vector must have shape ({len(m)},) and be finite, got {vector!r}")
     centre = -np.linalg.lstsq(m, b, rcond=None)[0]
 
     def function(params: jax.Array) -> jax.Array:

@@ -7,12 +7,14 @@ from pfcore.flows.modified import (
     negative_gradient_flow,
     third_order_flow,
 )
+from pfcore.flows.named import named_flow
 from pfcore.flows.principal import principal_flow
 
 __all__ = [
     "Flow",
     "igr_flow",
     "modified_flow",
+    "named_flow",
     "negative_gradient_flow",
     "principal_flow",
     "third_order_flow",

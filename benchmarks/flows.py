@@ -1,0 +1,405 @@
+"""How long the flows take, and how close they come to gradient descent.
+
+    python benchmarks/flows.py              # everything, a few minutes on two cores
+    python benchmarks/flows.py landscape    # the quadratic landscape, beside Euler's method
+    python benchmarks/flows.py network      # the 431-parameter network
+
+"Cold" is the first call in a process of its own: tracing and compilation are in it, the import of
+JAX and pfcore is not. "Warm" is the median of three further calls. Everything is in double
+precision and on the processor. Run it on a machine that does nothing else: eigendecompositions
+whose threads have to wait for busy cores take up to a hundred times longer, which shows in the
+dense rows; OPENBLAS_NUM_THREADS=1 in the environment avoids that.
+
+"Euler" is explicit Euler's method with 105,000 steps for each step of gradient descent, once as a
+compiled loop, its compilation in the time given, and once as a loop in Python with one compiled
+evaluation of the field at each step.
+Of the Python loop a few thousand steps are timed; its total is that time scaled up to all steps,
+an extrapolation.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+EULER_STEPS = 105_000  # for each step of gradient descent
+PYTHON_STEPS = 2_000  # timed of the loop in Python
+
+LANDSCAPE_START = (-0.35, -0.2)
+LANDSCAPE_STEPS = 5
+SETTINGS = {"converging": 0.9, "diverging": 1.05}
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+FLOWS = ("ngf", "igr", "principal")
+NAMES = {"ngf": "NGF", "igr": "IGR flow", "principal": "PF"}
+
+NETWORK_SIZES = (30, 10, 10, 1)
+NETWORK_WARM_UP = {"learning_rate": 0.2, "num_steps": 100}
+NETWORK_STEPS = 20
+NETWORK_RATES = (0.2, 0.6)
+NETWORK_DEPTHS = (None, 40)
+
+
+def ready(value: Any) -> Any:
+    import jax
+
+    return jax.block_until_ready(value)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = ready(call())
+    return time.perf_counter() - start, result
+
+
+def cold_and_warm(call: Callable[[], Any]) -> dict[str, Any]:
+    cold, result = timed(call)
+    return {
+        "cold": cold,
+        "warm": statistics.median(timed(call)[0] for _ in range(3)),
+        "result": result,
+    }
+
+
+# ---- what is measured, each in a process of its own
+
+
+def landscape_flow(flow_name: str, learning_rate: float):
+    import pfcore
+
+    loss = pfcore.objectives.quadratic
+    return {
+        "ngf": lambda: pfcore.flows.negative_gradient_flow(loss),
+        "igr": lambda: pfcore.flows.igr_flow(loss, learning_rate),
+        "principal": lambda: pfcore.flows.principal_flow(loss, learning_rate),
+    }[flow_name]()
+
+
+def landscape_start():
+    import jax.numpy as jnp
+
+    return jnp.array(LANDSCAPE_START)
+
+
+def landscape_times(learning_rate: float):
+    import jax.numpy as jnp
+
+    return learning_rate * jnp.arange(LANDSCAPE_STEPS + 1)
+
+
+def distance_to_descent(params, learning_rate: float) -> float:
+    import jax.numpy as jnp
+
+    import pfcore
+
+    steps = pfcore.gradient_descent(
+        pfcore.objectives.quadratic, landscape_start(), learning_rate, LANDSCAPE_STEPS
+    )
+    return float(jnp.linalg.norm(params - steps[-1]))
+
+
+def measure_integration(setting: str, flow_name: str, tight: bool) -> dict[str, Any]:
+    import pfcore
+
+    h = SETTINGS[setting]
+    found = cold_and_warm(
+        lambda: pfcore.integrate(
+            landscape_flow(flow_name, h),
+            landscape_start(),
+            landscape_times(h),
+            **(TIGHT if tight else {}),
+        )
+    )
+    path = found.pop("result")
+    return found | {
+        "steps": int(path.num_steps),
+        "completed": bool(path.completed),
+        "error": distance_to_descent(path.params[-1], h),
+    }
+
+
+def measure_euler(setting: str, flow_name: str) -> dict[str, Any]:
+    import jax
+
+    h = SETTINGS[setting]
+    flow = landscape_flow(flow_name, h)
+    state = flow.init(landscape_start())
+    dt = h / EULER_STEPS
+    total = LANDSCAPE_STEPS * EULER_STEPS
+
+    @jax.jit
+    def field(state):
+        return flow.vector_field(0.0, state)
+
+    @jax.jit
+    def compiled(state):
+        return jax.lax.fori_loop(0, total, lambda _, s: s + dt * flow.vector_field(0.0, s), state)
+
+    ready(field(state))
+
+    def python_loop():
+        s = state
+        for _ in range(PYTHON_STEPS):
+            s = s + dt * field(s)
+        return s
+
+    python_loop()
+    python = timed(python_loop)[0] * total / PYTHON_STEPS
+    cold, end = timed(lambda: compiled(state))
+    return {
+        "compiled": cold,
+        "python_extrapolated": python,
+        "error": distance_to_descent(flow.position(end), h),
+    }
+
+
+def measure_figure(setting: str) -> dict[str, Any]:
+    """Gradient descent and all three flows, as a figure of the book needs them."""
+    import pfcore
+
+    h = SETTINGS[setting]
+
+    def figure():
+        steps = pfcore.gradient_descent(
+            pfcore.objectives.quadratic, landscape_start(), h, LANDSCAPE_STEPS
+        )
+        paths = [
+            pfcore.integrate(landscape_flow(name, h), landscape_start(), landscape_times(h))
+            for name in FLOWS
+        ]
+        return steps, paths
+
+    return {key: value for key, value in cold_and_warm(figure).items() if key != "result"}
+
+
+def network():
+    """Loss and parameters of the breast-cancer network after a hundred steps of descent."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    import pfcore
+
+    data = pfcore.datasets.load("breast_cancer", dtype=np.float64)
+    model = pfcore.networks.MLP(NETWORK_SIZES, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    loss, params = pfcore.losses.full_batch(
+        model, data.train_inputs, data.train_targets, kind="mse"
+    )
+    path = pfcore.gradient_descent(loss, params, **NETWORK_WARM_UP)
+    return loss, jax.tree.map(lambda x: x[-1], path)
+
+
+def measure_network(learning_rate: float, depth: int | None) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+
+    import pfcore
+
+    loss, params = network()
+    sharpness = float(pfcore.curvature.spectrum(loss, params)[-1])
+    jax.clear_caches()
+    found = cold_and_warm(
+        lambda: pfcore.integrate(
+            pfcore.flows.principal_flow(loss, learning_rate, depth=depth, branch="continued"),
+            params,
+            learning_rate * jnp.arange(NETWORK_STEPS + 1),
+        )
+    )
+    path = found.pop("result")
+    steps = pfcore.gradient_descent(loss, params, learning_rate, NETWORK_STEPS)
+    start, end, reached = (
+        ravel_pytree(tree)[0]
+        for tree in (
+            params,
+            jax.tree.map(lambda x: x[-1], steps),
+            jax.tree.map(lambda x: x[-1], path.params),
+        )
+    )
+    return found | {
+        "z": learning_rate * sharpness,
+        "steps": int(path.num_steps),
+        "completed": bool(path.completed),
+        "error": float(jnp.linalg.norm(reached - end) / jnp.linalg.norm(end)),
+        "moved": float(jnp.linalg.norm(end - start) / jnp.linalg.norm(end)),
+    }
+
+
+def measure_field(depth: int | None) -> dict[str, Any]:
+    """One evaluation of PF's field on the network, compiled, at a real and at a complex state."""
+    import jax
+
+    import pfcore
+
+    loss, params = network()
+    flow = pfcore.flows.principal_flow(loss, NETWORK_RATES[-1], depth=depth, branch="continued")
+    real = flow.init(params)
+    moved = jax.tree.map(lambda x: x + 1e-3j * x.real, real)
+    field = jax.jit(flow.vector_field)
+    return {
+        name: cold_and_warm(lambda state=state: field(0.0, state))["warm"]
+        for name, state in (("real", real), ("complex", moved))
+    }
+
+
+MEASURES = {
+    "integration": measure_integration,
+    "euler": measure_euler,
+    "figure": measure_figure,
+    "network": measure_network,
+    "field": measure_field,
+}
+
+
+def in_fresh_process(measure: str, *arguments: Any) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", json.dumps([measure, *arguments])]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# ---- what is printed
+
+
+def seconds(value: float) -> str:
+    if value < 1e-3:
+        return f"{1e6 * value:.0f} µs"
+    if value < 1:
+        return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"
+    return f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    print(f"\n{title}\n")
+    for row in (head, tuple("-" * width for width in widths), *rows):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  " + "  ".join(cells), flush=True)
+
+
+def print_landscape() -> None:
+    for setting, h in SETTINGS.items():
+        rows = []
+        for name in FLOWS:
+            for tight in (False, True) if name == "principal" else (False,):
+                found = in_fresh_process("integration", setting, name, tight)
+                rows.append(
+                    (
+                        f"{NAMES[name]}, adaptive" + (", rtol 1e-10" if tight else ""),
+                        seconds(found["cold"]),
+                        seconds(found["warm"]),
+                        f"{found['steps']}",
+                        f"{found['error']:.1e}" if name == "principal" else "",
+                    )
+                )
+            euler = in_fresh_process("euler", setting, name)
+            total = f"{LANDSCAPE_STEPS * EULER_STEPS:,}"
+            error = f"{euler['error']:.1e}" if name == "principal" else ""
+            rows.append(
+                (f"{NAMES[name]}, Euler, compiled", seconds(euler["compiled"]), "", total, error)
+            )
+            rows.append(
+                (
+                    f"{NAMES[name]}, Euler, Python (extrapolated)",
+                    seconds(euler["python_extrapolated"]),
+                    "",
+                    total,
+                    "",
+                )
+            )
+        figure = in_fresh_process("figure", setting)
+        rows.append(
+            (
+                "the figure: GD, NGF, IGR flow, PF",
+                seconds(figure["cold"]),
+                seconds(figure["warm"]),
+                "",
+                "",
+            )
+        )
+        table(
+            f"Quadratic, {setting}: E = x² + 0.01 y², start {LANDSCAPE_START}, h = {h}, "
+            f"{LANDSCAPE_STEPS} steps",
+            ("", "cold", "warm", "steps", "PF's error to GD"),
+            rows,
+        )
+    print(f"\n  Of the loops in Python {PYTHON_STEPS:,} steps were timed; the rest is scaled up.")
+
+
+def depth_name(depth: int | None) -> str:
+    return "dense" if depth is None else f"depth {depth}"
+
+
+def print_network() -> None:
+    rows = []
+    for h in NETWORK_RATES:
+        for depth in NETWORK_DEPTHS:
+            found = in_fresh_process("network", h, depth)
+            rows.append(
+                (
+                    f"h = {h}, {depth_name(depth)}",
+                    f"{found['z']:.2f}",
+                    seconds(found["cold"]),
+                    seconds(found["warm"]),
+                    f"{found['steps']}",
+                    "yes" if found["completed"] else "no",
+                    f"{found['error']:.1e}",
+                    f"{found['moved']:.1e}",
+                )
+            )
+    warm_up = f"{NETWORK_WARM_UP['num_steps']} steps at h = {NETWORK_WARM_UP['learning_rate']}"
+    table(
+        f"PF on the 431-parameter network over {NETWORK_STEPS} steps, after {warm_up} of descent",
+        ("", "hλ at start", "cold", "warm", "steps", "completed", "error to GD", "GD moved"),
+        rows,
+    )
+    print("\n  The last two columns are at the last step, relative to the norm of GD's parameters.")
+    fields = {depth: in_fresh_process("field", depth) for depth in NETWORK_DEPTHS}
+    table(
+        "One evaluation of PF's field on the same network",
+        ("", "real state", "complex state"),
+        [
+            (depth_name(depth), seconds(found["real"]), seconds(found["complex"]))
+            for depth, found in fields.items()
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=("all", "landscape", "network"), default="all")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import diffrax
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if arguments.measure:
+        import pfcore  # noqa: F401 (imports are no part of what is timed)
+
+        measure, *rest = json.loads(arguments.measure)
+        print(json.dumps(MEASURES[measure](*rest)))
+        return
+
+    print(
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, jax {jax.__version__}, "
+        f"diffrax {diffrax.__version__}, load {os.getloadavg()[0]:.1f}, OPENBLAS_NUM_THREADS "
+        f"{os.environ.get('OPENBLAS_NUM_THREADS', 'not set')}\n"
+        "cold: first call in a fresh process, compilation included; warm: median of 3 further calls"
+    )
+    if arguments.part in ("all", "landscape"):
+        print_landscape()
+    if arguments.part in ("all", "network"):
+        print_network()
+
+
+if __name__ == "__main__":
+    main()

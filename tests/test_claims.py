@@ -1,0 +1,116 @@
+import json
+
+import numpy as np
+import pytest
+
+from pfcore.claims import FOLDER_VARIABLE, VERDICTS, Claim, Report, collect, report, verdict
+
+
+def claim(**changes):
+    return Claim("C3", "the distance", 1.23456e-7, "< 1e-6", "holds", "fig-exact")._replace(
+        **changes
+    )
+
+
+@pytest.mark.parametrize(
+    "conditions, expected",
+    [
+        ((True,), "holds"),
+        ((True, True), "holds"),
+        ((True, False), "holds in part"),
+        ((False, True, True), "holds in part"),
+        ((False,), "fails"),
+        ((False, False), "fails"),
+        ((np.float64(1) < 2, np.float64(3) < 2), "holds in part"),
+    ],
+)
+def test_verdict(conditions, expected):
+    assert verdict(*conditions) == expected
+    assert expected in VERDICTS
+
+
+def test_report_writes_to_the_folder_that_the_environment_names(tmp_path, monkeypatch):
+    folder = tmp_path / "not" / "yet"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    report("exact", [claim(), claim(id="C4", number=np.float64(12.3456), rerun_tolerance=None)])
+    content = json.loads((folder / "exact.json").read_text())
+    assert content == {
+        "notebook": "exact",
+        "claims": [
+            {
+                "id": "C3",
+                "statement": "the distance",
+                "number": 1.2e-7,
+                "tolerance": "< 1e-6",
+                "verdict": "holds",
+                "figure": "fig-exact",
+                "rerun_tolerance": 0.1,
+            },
+            {
+                "id": "C4",
+                "statement": "the distance",
+                "number": 12.0,
+                "tolerance": "< 1e-6",
+                "verdict": "holds",
+                "figure": "fig-exact",
+                "rerun_tolerance": None,
+            },
+        ],
+    }
+
+
+def test_report_goes_beside_the_notebook_by_default(tmp_path, monkeypatch):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    report("exact", [claim()])
+    assert (tmp_path / "claims" / "exact.json").is_file()
+
+
+def test_a_folder_that_is_given_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "environment"))
+    report("exact", [claim()], tmp_path / "given")
+    assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["given"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"verdict": "true"}, "'true'"),
+        ({"number": float("nan")}, "C3 has no finite number: nan"),
+        ({"number": float("-inf")}, "C3 has no finite number: -inf"),
+    ],
+)
+def test_report_refuses_and_writes_nothing(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        report("exact", [claim(), claim(**changes)], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_show_two_digits_and_escape_html():
+    table = Report([claim(statement="<b>a & b</b>", tolerance="< 1", number=0.98765)])
+    assert repr(table) == "C3 | <b>a & b</b> | 0.99 | < 1 | holds"
+    shown = table._repr_html_()
+    assert "<td>&lt;b&gt;a &amp; b&lt;/b&gt;</td><td>0.99</td><td>&lt; 1</td>" in shown
+    assert "<b>" not in shown
+    assert shown.count("<tr>") == 2 and shown.count("<th>") == 5 == shown.count("<td>")
+
+
+def test_collect_returns_what_was_reported_in_the_order_of_the_claims(tmp_path):
+    report("zebra", [claim(id="C2", number=2.0)], tmp_path)
+    report("ape", [claim(id="C10"), claim(id="C9b")], tmp_path)
+    report("bee", [claim(id="C3"), claim(id="C4")], tmp_path)
+    found = collect(tmp_path)
+    assert list(found) == ["zebra", "bee", "ape"]
+    assert found["zebra"] == [claim(id="C2", number=2.0)]
+    assert [c.id for c in found["ape"]] == ["C10", "C9b"]
+    assert found["bee"][0] == claim(number=1.2e-7)
+
+
+def test_a_second_report_replaces_the_first(tmp_path):
+    report("exact", [claim(), claim(id="C4")], tmp_path)
+    report("exact", [claim(id="C5")], tmp_path)
+    assert [c.id for c in collect(tmp_path)["exact"]] == ["C5"]
+
+
+def test_collect_from_an_empty_folder(tmp_path):
+    assert collect(tmp_path) == {}

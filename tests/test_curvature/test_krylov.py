@@ -1,0 +1,304 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import pfcore
+from pfcore.curvature import apply_function
+from pfcore.curvature.krylov import krylov_apply, krylov_space, matrix_function
+from pfcore.objectives import quadratic_form
+from tests.conftest import flatten, mixed_loss, mixed_params
+from tests.test_curvature.test_dense import complex_symmetric, orthogonal
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def symmetric(eigenvalues, seed=0):
+    q = orthogonal(len(eigenvalues), seed)
+    matrix = (q * eigenvalues) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+def random_complex_symmetric(n, seed=0):
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(n, n)) + 0.5j * rng.normal(size=(n, n))
+    return (matrix + matrix.T) / (2 * n**0.5)
+
+
+def vector_of(n, *, complex_values=False, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=n) + (1j * rng.normal(size=n) if complex_values else 0)
+
+
+def space_of(matrix, vector, depth):
+    matrix, vector = jnp.asarray(matrix), jnp.asarray(vector)
+    space = krylov_space(lambda v: matrix @ v, vector, depth)
+    return jax.tree.map(np.asarray, space)
+
+
+def matrices(n):
+    return {
+        "real": symmetric(np.linspace(-2, 5, n)),
+        "wide": symmetric(np.geomspace(1e-6, 1e3, n)),
+        "complex": random_complex_symmetric(n),
+    }
+
+
+@pytest.mark.parametrize("kind", ["real", "wide", "complex"])
+@pytest.mark.parametrize("depth", [1, 2, 7, 20])
+def test_space_is_orthonormal_and_holds_the_projection(kind, depth):
+    matrix = matrices(20)[kind]
+    vector = vector_of(20, complex_values=kind == "complex")
+    space = space_of(matrix, vector, depth)
+    q = space.basis
+    assert q.shape == (depth, 20) and space.projected.shape == (depth, depth)
+    np.testing.assert_allclose(q.conj() @ q.T, np.eye(depth), atol=1e-14)
+    np.testing.assert_allclose(space.norm * q[0], vector, rtol=1e-14)
+    np.testing.assert_allclose(
+        space.projected, q.conj() @ matrix @ q.T, atol=1e-13 * np.abs(matrix).max() * 20
+    )
+
+
+@pytest.mark.parametrize("kind", ["real", "wide", "complex"])
+def test_residual_is_along_the_next_direction_alone(kind):
+    """H Q − Q T = β q_{m+1} e_mᵀ."""
+    matrix = matrices(20)[kind]
+    vector = vector_of(20, complex_values=kind == "complex")
+    space, longer = space_of(matrix, vector, 7), space_of(matrix, vector, 8)
+    residual = matrix @ space.basis.T - space.basis.T @ space.projected
+    size = np.abs(matrix).max()
+    np.testing.assert_allclose(residual[:, :-1], 0, atol=1e-13 * size * 20)
+    expected = longer.projected[7, 6] * longer.basis[7]
+    np.testing.assert_allclose(residual[:, -1], expected, atol=1e-13 * size * 20)
+
+
+def test_projection_is_tridiagonal_when_real_and_hessenberg_when_complex():
+    real = space_of(matrices(12)["real"], vector_of(12), 8).projected
+    np.testing.assert_array_equal(real, real.T)
+    np.testing.assert_array_equal(np.triu(real, 2), 0)
+    assert np.all(np.diagonal(real, 1) > 0)
+    hessenberg = space_of(matrices(12)["complex"], vector_of(12, complex_values=True), 8).projected
+    np.testing.assert_array_equal(np.tril(hessenberg, -2), 0)
+    assert np.abs(np.triu(hessenberg, 2)).max() > 1e-3  # not tridiagonal: H is not Hermitian
+
+
+def test_eigenvalues_at_full_depth():
+    eigenvalues = np.array([-3.0, -0.1, 0.2, 1.0, 1.5, 40.0])
+    space = space_of(symmetric(eigenvalues), vector_of(6), 6)
+    np.testing.assert_allclose(np.linalg.eigvalsh(space.projected), eigenvalues, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "eigenvalues, dimension",
+    [
+        ([5.0, 0, 0, 0, 0, 0], 2),  # rank one: v and Hv
+        ([2.0, 2, 2, 2, 2, 2], 1),
+        ([2.0, 2, 2, -1, -1, -1], 2),
+        ([3.0, 3, 1, 1, 0, 0], 3),
+        ([0.0, 0, 0, 0, 0, 0], 1),
+        ([1e-8, 1e-8, 1e-8, 3e-8, 3e-8, 3e-8], 2),
+        ([1e8, 1e8, 1e8, 3e8, 3e8, 3e8], 2),
+    ],
+)
+@pytest.mark.parametrize("complex_values", [False, True])
+def test_exhausted_space_ends_in_zeros(eigenvalues, dimension, complex_values):
+    matrix = symmetric(eigenvalues).astype(complex if complex_values else float)
+    space = space_of(matrix, vector_of(6, complex_values=complex_values), 6)
+    gram = space.basis.conj() @ space.basis.T
+    np.testing.assert_allclose(
+        gram, np.diag([1.0] * dimension + [0.0] * (6 - dimension)), atol=1e-7
+    )
+    np.testing.assert_array_equal(space.basis[dimension:], 0)
+    np.testing.assert_array_equal(space.projected[dimension:, :dimension], 0)
+    inside = np.linalg.eigvals(space.projected[:dimension, :dimension])
+    np.testing.assert_allclose(
+        np.sort(inside.real), np.unique(eigenvalues), atol=1e-12 * max(eigenvalues)
+    )
+
+
+@pytest.mark.parametrize("complex_values", [False, True])
+def test_zero_vector_gives_zero(complex_values):
+    dtype = complex if complex_values else float
+    matrix = symmetric([1.0, 2.0, 3.0]).astype(dtype)
+    space = space_of(matrix, np.zeros(3, dtype), 3)
+    for part in space:
+        np.testing.assert_array_equal(part, 0)
+    product = krylov_apply(jnp.exp, lambda v: jnp.asarray(matrix) @ v, jnp.zeros(3, dtype), 3)
+    np.testing.assert_array_equal(product, 0)
+
+
+@pytest.mark.parametrize("name", ["exp", "sqrt"])
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_matrix_function_against_scipy(name, kind):
+    matrix = symmetric(np.linspace(0.1, 3, 12)) if kind == "real" else random_complex_symmetric(12)
+    vector = vector_of(12, complex_values=kind == "complex")
+    found = matrix_function(getattr(jnp, name), jnp.asarray(matrix), jnp.asarray(vector))
+    dense = {"exp": scipy.linalg.expm, "sqrt": scipy.linalg.sqrtm}[name](matrix)
+    np.testing.assert_allclose(found, dense @ vector, rtol=1e-10, atol=1e-11)
+
+
+def test_matrix_function_of_a_complex_matrix_with_a_real_spectrum_stays_on_one_side_of_the_cut():
+    """Rounding moves eigenvalues off the axis, to either side; the cut must not see it."""
+    eigenvalues = np.linspace(-4, -1, 40)  # on the cut of the square root
+    matrix, vector = complex_symmetric(eigenvalues), vector_of(40).astype(complex)
+    rounding = np.linalg.eigvals(matrix).imag
+    assert rounding.min() < 0 < rounding.max() < 1e-13
+    found = matrix_function(jnp.sqrt, jnp.asarray(matrix), jnp.asarray(vector))
+    expected = complex_symmetric(1j * np.sqrt(-eigenvalues)) @ vector
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def polynomial(coefficients, x):
+    return functools.reduce(lambda total, c: total * x + c, coefficients, 0 * x)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 6])
+def test_polynomials_below_the_depth_are_exact(depth):
+    matrix, vector = symmetric(np.linspace(-1, 2, 12)), vector_of(12)
+    loss, params = quadratic_form(matrix), jnp.zeros(12)
+    coefficients = np.random.default_rng(2).normal(size=depth).tolist()
+    assert coefficients[0] != 0
+    found = apply_function(
+        lambda x: polynomial(coefficients, x), loss, params, jnp.asarray(vector), depth=depth
+    )
+    expected = functools.reduce(
+        lambda total, c: matrix @ total + c * vector, coefficients, np.zeros(12)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_polynomial_at_the_depth_is_not_exact():
+    matrix, vector = symmetric(np.linspace(-1, 2, 12)), vector_of(12)
+    found = apply_function(
+        lambda x: x**3, quadratic_form(matrix), jnp.zeros(12), jnp.asarray(vector), depth=3
+    )
+    assert np.abs(found - np.linalg.matrix_power(matrix, 3) @ vector).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["exp", "sqrt"])
+def test_exact_at_full_depth(name):
+    matrix, vector = symmetric(np.linspace(0.1, 3, 12)), vector_of(12)
+    found = apply_function(
+        getattr(jnp, name), quadratic_form(matrix), jnp.zeros(12), jnp.asarray(vector), depth=12
+    )
+    dense = {"exp": scipy.linalg.expm, "sqrt": scipy.linalg.sqrtm}[name](matrix)
+    np.testing.assert_allclose(found, dense @ vector, rtol=1e-11, atol=1e-12)
+
+
+def test_error_falls_with_the_depth():
+    """‖error‖ ≤ 2‖v‖ e^{λ_max} (½ρ)^m / m!, ρ = ½(λ_max − λ_min), for exp (Saad 1992)."""
+    matrix, vector = symmetric(np.linspace(-2, 2, 30)), vector_of(30)
+    exact = scipy.linalg.expm(matrix) @ vector
+    for depth in (4, 8, 12, 16):
+        found = apply_function(
+            jnp.exp, quadratic_form(matrix), jnp.zeros(30), jnp.asarray(vector), depth=depth
+        )
+        bound = 2 * np.linalg.norm(vector) * np.exp(2) * 2.0**depth / scipy.special.factorial(depth)
+        assert np.linalg.norm(found - exact) < bound + 1e-12
+
+
+def test_pytree_against_dense():
+    params, vector = mixed_params(), jax.tree.map(jnp.cos, mixed_params())
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = np.asarray(jax.hessian(lambda x: mixed_loss(unravel(x)))(flat))
+    found = apply_function(jnp.exp, mixed_loss, params, vector, depth=flat.size)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    assert [x.shape for x in jax.tree.leaves(found)] == [x.shape for x in jax.tree.leaves(params)]
+    np.testing.assert_allclose(
+        flatten(found), scipy.linalg.expm(hessian) @ flatten(vector), rtol=1e-11
+    )
+
+
+def test_depth_is_clipped_to_the_dimension():
+    params, vector = mixed_params(), jax.tree.map(jnp.cos, mixed_params())
+    clipped, full = (
+        apply_function(jnp.exp, mixed_loss, params, vector, depth=depth) for depth in (10**9, 10)
+    )
+    np.testing.assert_array_equal(flatten(clipped), flatten(full))
+
+
+def test_a_complex_function_gives_a_complex_pytree():
+    params, vector = mixed_params(), jax.tree.map(jnp.cos, mixed_params())
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = np.asarray(jax.hessian(lambda x: mixed_loss(unravel(x)))(flat))
+    found = apply_function(
+        lambda x: jnp.exp(1j * x.astype(complex)), mixed_loss, params, vector, depth=flat.size
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.complex128)}
+    expected = scipy.linalg.expm(1j * hessian) @ flatten(vector)
+    np.testing.assert_allclose(flatten(found), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_single_precision_is_kept():
+    params = mixed_params(jnp.float32)
+    found = apply_function(jnp.exp, mixed_loss, params, params, depth=10)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    double = apply_function(jnp.exp, mixed_loss, mixed_params(), mixed_params(), depth=10)
+    np.testing.assert_allclose(flatten(found), flatten(double), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_vector():
+    params = mixed_params()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_array_equal(
+        flatten(apply_function(jnp.exp, mixed_loss, params, zero, depth=5)), 0
+    )
+
+
+def test_refusals():
+    loss, params = pfcore.objectives.quadratic, jnp.ones(2)
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        apply_function(jnp.exp, loss, params, params, depth=0)
+    with pytest.raises(TypeError, match=r"1\.5"):
+        apply_function(jnp.exp, loss, params, params, depth=1.5)
+    with pytest.raises(ValueError, match="one number"):
+        apply_function(jnp.exp, lambda x: x, params, params, depth=2)
+    with pytest.raises(TypeError, match="int"):
+        apply_function(jnp.exp, loss, jnp.ones(2, int), params, depth=2)
+
+
+@jax.jit
+def exponential(matrix, vector):
+    return apply_function(
+        jnp.exp,
+        lambda x: 0.5 * x @ (matrix @ x),
+        jnp.zeros_like(vector),
+        vector,
+        depth=vector.size,
+    )
+
+
+entries = st.one_of(
+    st.sampled_from([0.0, 1.0, -1.0, 2.0]),
+    st.floats(-3, 3, width=32, allow_subnormal=False),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([1, 2, 4]).flatmap(
+        lambda n: st.tuples(
+            arrays(float, (n, n), elements=entries), arrays(float, n, elements=entries)
+        )
+    )
+)
+@example((np.eye(4), np.ones(4)))
+@example((np.ones((4, 4)), np.ones(4)))
+@example((np.zeros((2, 2)), np.array([1e-30, 0.0])))
+def test_any_small_matrix(problem):
+    """Exhausted and nearly exhausted spaces included: rank-deficient matrices, vectors with few
+    components, entries many orders apart."""
+    half, vector = problem
+    matrix = (half + half.T) / 2
+    found = exponential(jnp.asarray(matrix), jnp.asarray(vector))
+    values, vectors = np.linalg.eigh(matrix)
+    expected = vectors @ (np.exp(values) * (vectors.T @ vector))
+    size = np.exp(values[-1]) * np.linalg.norm(vector)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11 * size)

@@ -1,0 +1,263 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import pfcore
+from pfcore.losses import full_batch
+from pfcore.networks import MLP
+from tests.conftest import flatten
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+N, FEATURES = 11, 3
+KINDS = ("mse", "cross_entropy")
+
+
+def network(outputs, activation="tanh"):
+    return MLP(
+        (FEATURES, 4, outputs), activation=activation, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    )
+
+
+@functools.cache
+def data(outputs):
+    """Inputs, integer classes, and the same classes as columns of floats."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(N, FEATURES))
+    classes = rng.integers(0, max(outputs, 2), N)
+    columns = classes[:, None].astype(float) if outputs == 1 else np.eye(outputs)[classes]
+    return inputs, classes, columns
+
+
+def moved(params, size=0.1, seed=1):
+    """Complex parameters near `params`."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x) + size * 1j * rng.normal(size=x.shape)), params
+    )
+
+
+def direction_like(params, seed=2):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("encoding", ["integers", "columns"])
+def test_mse_against_numpy_and_optax(outputs, encoding):
+    inputs, classes, columns = data(outputs)
+    model = network(outputs)
+    targets = classes if encoding == "integers" else columns
+    loss, params = full_batch(model, inputs, targets, kind="mse")
+    predicted = model(jnp.asarray(inputs))
+    by_hand = 0.5 * np.mean(np.sum((np.asarray(predicted) - columns) ** 2, axis=1))
+    assert float(loss(params)) == pytest.approx(by_hand, rel=1e-13)
+    library = jnp.mean(jnp.sum(optax.l2_loss(predicted, jnp.asarray(columns)), axis=1))
+    assert float(loss(params)) == pytest.approx(float(library), rel=1e-13)
+
+
+@pytest.mark.parametrize("encoding", ["integers", "columns"])
+def test_cross_entropy_against_numpy_and_optax(encoding):
+    inputs, classes, columns = data(4)
+    model = network(4)
+    targets = classes if encoding == "integers" else columns
+    loss, params = full_batch(model, inputs, targets, kind="cross_entropy")
+    logits = model(jnp.asarray(inputs))
+    exponentials = np.exp(np.asarray(logits))
+    chosen = exponentials[np.arange(N), classes] / exponentials.sum(axis=1)
+    assert float(loss(params)) == pytest.approx(-np.mean(np.log(chosen)), rel=1e-13)
+    library = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(classes))
+    assert float(loss(params)) == pytest.approx(float(jnp.mean(library)), rel=1e-13)
+
+
+@pytest.mark.parametrize("encoding", ["integers", "columns", "vector", "booleans"])
+def test_logistic_loss_against_optax(encoding):
+    inputs, classes, columns = data(1)
+    model = network(1)
+    targets = {
+        "integers": classes,
+        "columns": columns,
+        "vector": columns[:, 0],
+        "booleans": classes.astype(bool),
+    }[encoding]
+    loss, params = full_batch(model, inputs, targets, kind="cross_entropy")
+    library = optax.sigmoid_binary_cross_entropy(model(jnp.asarray(inputs)), jnp.asarray(columns))
+    assert float(loss(params)) == pytest.approx(float(jnp.mean(library)), rel=1e-13)
+
+
+def test_cross_entropy_with_probabilities_against_optax():
+    inputs, _, _ = data(4)
+    targets = np.random.default_rng(3).dirichlet(np.ones(4), N)
+    model = network(4)
+    loss, params = full_batch(model, inputs, targets, kind="cross_entropy")
+    library = optax.softmax_cross_entropy(model(jnp.asarray(inputs)), jnp.asarray(targets))
+    assert float(loss(params)) == pytest.approx(float(jnp.mean(library)), rel=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_real_and_complex_parameters_agree_on_the_axis(kind, outputs):
+    inputs, classes, _ = data(outputs)
+    loss, params = full_batch(network(outputs), inputs, classes, kind=kind)
+    continued = loss(moved(params, size=0.0))
+    assert continued.dtype == jnp.complex128
+    np.testing.assert_allclose(continued, loss(params), rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_cauchy_riemann(kind, outputs):
+    """The derivative along i v is i times the derivative along v: the loss is analytic."""
+    inputs, classes, _ = data(outputs)
+    loss, params = full_batch(network(outputs), inputs, classes, kind=kind)
+    point = moved(params)
+    v = moved(direction_like(params), size=1.0, seed=3)
+    along = jax.jvp(loss, (point,), (v,))[1]
+    across = jax.jvp(loss, (point,), (jax.tree.map(lambda x: 1j * x, v),))[1]
+    assert abs(along.real) > 1e-3 and abs(along.imag) > 1e-3
+    np.testing.assert_allclose(across, 1j * along, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_gradient_against_finite_differences(kind, outputs):
+    inputs, classes, _ = data(outputs)
+    loss, params = full_batch(network(outputs), inputs, classes, kind=kind)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    step = 1e-5
+    differences = [
+        float(loss(unravel(flat + step * e)) - loss(unravel(flat - step * e))) / (2 * step)
+        for e in jnp.eye(flat.size)
+    ]
+    np.testing.assert_allclose(flatten(jax.grad(loss)(params)), differences, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("microbatch", [1, 4, N, N + 5])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("state", ["real", "complex"])
+def test_microbatches_add_up_to_the_full_batch(microbatch, kind, state):
+    inputs, classes, _ = data(4)
+    whole, params = full_batch(network(4), inputs, classes, kind=kind)
+    parts, same = full_batch(network(4), inputs, classes, kind=kind, microbatch=microbatch)
+    np.testing.assert_array_equal(flatten(same), flatten(params))
+    point = moved(params) if state == "complex" else params
+    v = direction_like(point)
+
+    def everything(loss):
+        grad = jax.grad(loss, holomorphic=state == "complex")
+        g, hv = jax.jvp(grad, (point,), (v,))
+        return np.concatenate([[loss(point)], flatten(g), flatten(hv)])
+
+    np.testing.assert_allclose(everything(parts), everything(whole), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_large_logits_are_no_trouble(microbatch):
+    """A logit that is off by Δ costs Δ, with slope 1; one that is right by Δ costs nothing."""
+    model = MLP((1, 2), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    inputs = np.array([[1e3], [-1e3], [1e3]])
+    loss, params = full_batch(model, inputs, [0, 0, 1], kind="cross_entropy", microbatch=microbatch)
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["layers"][0]["kernel"] = jnp.array([[1.0, -1.0]])
+    assert float(loss(params)) == pytest.approx(4000 / 3, rel=1e-13)
+    gradient = jax.grad(loss)(params)["layers"][0]
+    # Sample 2 is wrong with x = −1000, sample 3 with x = 1000; both by 2,000.
+    np.testing.assert_allclose(gradient["kernel"], [[2000 / 3, -2000 / 3]], rtol=1e-13)
+    np.testing.assert_allclose(gradient["bias"], [0, 0], atol=1e-13)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_logits_of_the_logistic_loss(sign):
+    model = MLP((1, 1), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    loss, params = full_batch(model, [[1e3]], [1], kind="cross_entropy")
+    params["layers"][0]["kernel"] = jnp.array([[float(sign)]])
+    assert float(loss(params)) == pytest.approx(0 if sign > 0 else 1000, abs=1e-12)
+    slope = jax.grad(loss)(params)["layers"][0]["kernel"]
+    np.testing.assert_allclose(slope, [[0.0 if sign > 0 else -1000.0]], atol=1e-12)
+
+
+def test_losses_are_in_the_dtype_of_the_parameters():
+    model = MLP((FEATURES, 2), rngs=nnx.Rngs(0))
+    for microbatch in (None, 4):
+        for kind in KINDS:
+            loss, params = full_batch(model, *data(2)[:2], kind=kind, microbatch=microbatch)
+            assert loss(params).dtype == jnp.float32
+
+
+class Shifted(nnx.Module):
+    """A bias that is trained, over a shift that is not a parameter."""
+
+    def __init__(self):
+        self.bias = nnx.Param(jnp.zeros(FEATURES))
+        self.shift = nnx.BatchStat(jnp.array([1.0, 2.0, 3.0]))
+
+    def __call__(self, x):
+        return x - self.shift + self.bias
+
+
+def test_what_is_no_parameter_stays_as_it_was():
+    model = Shifted()
+    inputs, _, _ = data(1)
+    loss, params = full_batch(model, inputs, np.zeros((N, FEATURES)), kind="mse")
+    assert list(params) == ["bias"]
+    model.shift[...] = jnp.zeros(FEATURES)
+    expected = 0.5 * np.mean(np.sum((inputs - [1.0, 2.0, 3.0]) ** 2, axis=1))
+    assert float(loss(params)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_state_that_a_call_updates_is_updated_in_a_copy():
+    """Statistics of the batch: the same loss at every call, compiled or not."""
+    model = nnx.BatchNorm(FEATURES, use_running_average=False, rngs=nnx.Rngs(0))
+    inputs = data(1)[0].astype(np.float32)
+    loss, params = full_batch(model, inputs, np.zeros((N, FEATURES), np.float32), kind="mse")
+    assert sorted(params) == ["bias", "scale"]
+    expected = 0.5 * FEATURES  # ½ Σ_j of variances 1
+    for value in (loss(params), jax.jit(loss)(params), loss(params)):
+        assert float(value) == pytest.approx(expected, rel=1e-4)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(jax.grad(loss)(params)))
+    np.testing.assert_array_equal(model.mean[...], 0)
+
+
+@pytest.mark.parametrize(
+    "outputs, targets, kind, message",
+    [
+        (2, [0] * N, "hinge", "'hinge'.*mse, cross_entropy"),
+        (2, [0] * (N - 1) + [2], "mse", r"from 0 to 2.*2 output\(s\)"),
+        (1, [0] * (N - 1) + [2], "cross_entropy", r"from 0 to 2.*1 output\(s\)"),
+        (2, [0] * (N - 1) + [-1], "mse", "from -1 to 0"),
+        (2, [[0]] * N, "mse", rf"class labels \[n\], got shape \({N}, 1\)"),
+        (2, [[0.0]] * N, "mse", rf"shape \({N}, 1\).*2 column"),
+        (2, [0.0] * N, "mse", rf"shape \({N},\).*2 column"),
+        (2, [0] * (N + 1), "mse", f"{N} inputs but {N + 1} targets"),
+        (2, [[0.0, 0.5]] * N, "cross_entropy", "probabilities"),
+        (2, [[2.0, -1.0]] * N, "cross_entropy", "probabilities"),
+        (2, [[float("nan"), 1.0]] * N, "cross_entropy", "probabilities"),
+        (1, [[1.5]] * N, "cross_entropy", "probabilities"),
+        (1, [[-0.5]] * N, "cross_entropy", "probabilities"),
+    ],
+)
+def test_targets_that_do_not_fit(outputs, targets, kind, message):
+    with pytest.raises(ValueError, match=message):
+        full_batch(network(outputs), data(2)[0], targets, kind=kind)
+
+
+def test_other_refusals():
+    inputs, classes, _ = data(2)
+    with pytest.raises(ValueError, match="microbatch must be at least 1, got 0"):
+        full_batch(network(2), inputs, classes, kind="mse", microbatch=0)
+    with pytest.raises(TypeError, match=r"2\.5"):
+        full_batch(network(2), inputs, classes, kind="mse", microbatch=2.5)
+    with pytest.raises(ValueError, match=r"at least one sample, got shape \(0, 3\)"):
+        full_batch(network(2), inputs[:0], classes[:0], kind="mse")
+
+
+def test_non_finite_data_is_met_before_training():
+    inputs, classes, _ = data(2)
+    loss, params = full_batch(network(2), np.full_like(inputs, np.nan), classes, kind="mse")
+    with pytest.raises(ValueError, match="nan"):
+        pfcore.gradient_descent(loss, params, 0.1, 1)
