@@ -107,7 +107,8 @@ def _solve(
     like = jax.eval_shape(lambda s: s, state)
     end = times[-1]
     controller = diffrax.PIDController(
-        rtol=LOCAL_SHARE * rtol,
+        # Below a few roundings no step could ever be accepted.
+        rtol=jnp.maximum(LOCAL_SHARE * rtol, 8 * float(jnp.finfo(times.dtype).eps)),
         atol=LOCAL_SHARE * atol,
         dtmin=10 * jnp.finfo(times.dtype).eps * end,
     )
@@ -185,7 +186,8 @@ def integrate(
       params: any pytree of floating-point arrays; the precision of the integration is theirs.
       times: [T], at least 0, not decreasing, the last one above 0. In units of the learning
         rate times steps.
-      rtol: relative tolerance on the positions (each step is held to a tenth of it).
+      rtol: relative tolerance on the positions (each step is held to a tenth of it, and to no
+        less than 8 roundings: 1e-6 in single precision).
       atol: absolute tolerance, likewise.
       max_steps: most adaptive steps to be taken.
       solver: a Diffrax solver for ordinary differential equations; by default `Dopri8`, an

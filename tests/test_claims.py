@@ -1,9 +1,10 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
-from pfcore.claims import FOLDER_VARIABLE, VERDICTS, Claim, Report, collect, report, verdict
+from pfcore.claims import FOLDER_VARIABLE, VERDICTS, Claim, collect, overview, report, verdict
 
 
 def claim(**changes):
@@ -86,12 +87,13 @@ def test_report_refuses_and_writes_nothing(tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tables_show_two_digits_and_escape_html():
-    table = Report([claim(statement="<b>a & b</b>", tolerance="< 1", number=0.98765)])
+def test_tables_show_two_digits_and_escape_html(tmp_path):
+    odd = claim(statement="<b>a & b</b>", tolerance="< 1", number=0.98765)
+    table = report("exact", [odd], tmp_path)
     assert repr(table) == "C3 | <b>a & b</b> | 0.99 | < 1 | holds"
     shown = table._repr_html_()
     assert "<td>&lt;b&gt;a &amp; b&lt;/b&gt;</td><td>0.99</td><td>&lt; 1</td>" in shown
-    assert "<b>" not in shown
+    assert "<b>" not in shown and "<a " not in shown
     assert shown.count("<tr>") == 2 and shown.count("<th>") == 5 == shown.count("<td>")
 
 
@@ -104,6 +106,19 @@ def test_collect_returns_what_was_reported_in_the_order_of_the_claims(tmp_path):
     assert found["zebra"] == [claim(id="C2", number=2.0)]
     assert [c.id for c in found["ape"]] == ["C10", "C9b"]
     assert found["bee"][0] == claim(number=1.2e-7)
+
+
+def test_overview_links_each_claim_to_its_figure(tmp_path):
+    report("zebra", [claim(id="C2", figure="fig-two")], tmp_path)
+    report("ape", [claim(id="C9"), claim(id="C10")], tmp_path)
+    shown = overview(collect(tmp_path))
+    assert [row.split(" | ")[0] for row in repr(shown).splitlines()] == ["C2", "C9", "C10"]
+    links = re.findall(r'<td><a href="([^"]*)">([^<]*)</a></td>', shown._repr_html_())
+    assert links == [
+        ("zebra.html#fig-two", "C2"),
+        ("ape.html#fig-exact", "C9"),
+        ("ape.html#fig-exact", "C10"),
+    ]
 
 
 def test_a_second_report_replaces_the_first(tmp_path):

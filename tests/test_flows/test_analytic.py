@@ -72,3 +72,15 @@ def test_refuses_relu_networks_before_integrating(kind):
     loss, params = small_network(kind, "relu")
     with pytest.raises(ValueError, match="max"):
         pfcore.integrate(principal_flow(loss, 0.1, depth=5), params, [0.1])
+
+
+def test_the_same_under_tracing(jax_promotion):
+    def completed(loss):
+        def run(start):
+            return pfcore.integrate(principal_flow(loss, 0.1), start, [0.1]).completed
+
+        return jax.jit(jax.vmap(run))(jnp.ones((2, 3)))
+
+    assert completed(ANALYTIC["softplus"]).tolist() == [True, True]
+    with pytest.raises(ValueError, match="state='real'"):
+        completed(NOT_ANALYTIC["relu"])
