@@ -14,6 +14,9 @@ CHECK := JAX_PLATFORMS=cpu
 # Where notebooks write when they are run to be compared, not to be kept.
 SCRATCH := $(BUILD)/check
 
+# One thread in each process for linear algebra: JOBS processes with a pool each get in each other's way.
+export OPENBLAS_NUM_THREADS ?= 1
+
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

@@ -103,6 +103,20 @@ def matrix_function(
     return vectors @ (function(values) * jnp.linalg.solve(vectors, vector))
 
 
+def function_coordinates(
+    function: Callable[[jax.Array], jax.Array], space: KrylovSpace
+) -> Inexact[Array, " m"]:
+    r"""$f(T) e_1$: the coordinates of $f(H)v/\|v\|$ in the basis of the space."""
+    first = jnp.zeros(len(space.basis), space.basis.dtype).at[0].set(1)
+    return matrix_function(function, space.projected, first)
+
+
+def from_coordinates(space: KrylovSpace, coordinates: Inexact[Array, " m"]) -> Inexact[Array, " n"]:
+    """The vector with these coordinates, times the norm of the starting vector."""
+    dtype = coordinates.dtype
+    return (space.norm.astype(dtype) * coordinates) @ space.basis.astype(dtype)
+
+
 def krylov_apply(
     function: Callable[[jax.Array], jax.Array],
     matvec: MatVec,
@@ -110,11 +124,8 @@ def krylov_apply(
     depth: int,
 ) -> Inexact[Array, " n"]:
     r"""$f(H)v \approx \|v\|\,Q f(T) e_1$ with `depth` products, at most the dimension."""
-    depth = min(depth, vector.size)
-    space = krylov_space(matvec, vector, depth)
-    first = jnp.zeros(depth, vector.dtype).at[0].set(1)
-    weights = matrix_function(function, space.projected, first)
-    return (space.norm.astype(weights.dtype) * weights) @ space.basis.astype(weights.dtype)
+    space = krylov_space(matvec, vector, min(depth, vector.size))
+    return from_coordinates(space, function_coordinates(function, space))
 
 
 def apply_function(

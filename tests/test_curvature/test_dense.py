@@ -141,12 +141,18 @@ def complex_vector(n, seed=3):
     return rng.normal(size=n) + 1j * rng.normal(size=n)
 
 
-def test_real_matrix_is_diagonalised():
-    q, values = orthogonal(SIZE), np.linspace(-1, 2, SIZE)
+def test_large_real_matrix_is_diagonalised_where_the_krylov_space_does_not_do():
+    """exp is resolved in the space; log(1 − z)/z with eigenvalues all around 1 is not."""
+    q, values = orthogonal(SIZE), np.linspace(-1, 2.01, SIZE)
     matrix, vector = (q * values) @ q.T, np.arange(1.0, SIZE + 1)
-    found, sizes = run(jnp.exp, (matrix + matrix.T) / 2, vector)
-    assert sizes == [SIZE]
+    matrix = (matrix + matrix.T) / 2
+    found, sizes = run(jnp.exp, matrix, vector)
+    assert sizes == [TRIAL_DEPTH]
     np.testing.assert_allclose(found, scipy.linalg.expm(matrix) @ vector, rtol=1e-11, atol=1e-10)
+    found, sizes = run(principal_coefficient, matrix, vector)
+    assert sizes == [TRIAL_DEPTH, SIZE]
+    phi = np.log(1 - values + 0j) / values
+    np.testing.assert_allclose(found, q @ (phi * (q.T @ vector)), rtol=1e-9, atol=1e-8)
 
 
 def test_small_complex_matrix_is_diagonalised():
