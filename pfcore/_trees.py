@@ -73,8 +73,3 @@ def scale(factor: float | jax.Array, tree: Params) -> Params:
 def add_scaled(tree: Params, factor: float | jax.Array, other: Params) -> Params:
     """tree + factor · other, in the dtype of each leaf of `tree`."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor).astype(x.dtype) * y, tree, other)
-
-
-def norm(tree: Params) -> jax.Array:
-    """Euclidean norm over all leaves, computed without overflow of the squares' dtype."""
-    return jnp.linalg.norm(ravel(tree)[0])
