@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
 from pfcore._trees import Params, add_scaled, ravel, real_part, to_complex
-from pfcore.curvature.dense import apply_to_vector, gradient_and_hessian
+from pfcore.curvature.dense import apply_to_vector
 from pfcore.curvature.krylov import krylov_apply
 from pfcore.curvature.products import gradient, linearized_hvp
 from pfcore.flows.analytic import check_analytic
@@ -36,10 +36,9 @@ def _principal_part(
         h = learning_rate.astype(eigenvalues.dtype)
         return principal_coefficient(h * eigenvalues, branch=branch)
 
-    if depth is None:
-        g, hessian = gradient_and_hessian(flat_loss, flat)
-        return apply_to_vector(phi, hessian, g)
     g, product = linearized_hvp(flat_loss, flat)
+    if depth is None:
+        return apply_to_vector(phi, product, g)
     return krylov_apply(phi, product, g, depth)
 
 
@@ -124,9 +123,10 @@ def principal_flow(
       non_principal: add the first term that PF leaves out,
         $-\frac{h^2}{12}\nabla_\theta(g^\top H g)|_{g\text{ fixed}}$, so that one step is predicted
         to $O(h^4)$ and not $O(h^3)$.
-      depth: None forms the Hessian (a few hundred parameters); an integer $m$ uses $m$
-        Hessian-vector products, by Lanczos at real states and Arnoldi at complex ones, clipped
-        to the number of parameters, at which it is exact.
+      depth: None is exact to rounding, and for a few hundred parameters: the Hessian is formed
+        and diagonalised wherever 64 Hessian-vector products do not already give the field to the
+        last digit. An integer $m$ uses $m$ products, by Lanczos at real states and Arnoldi at
+        complex ones, clipped to the number of parameters, at which it is exact.
       state: "complex" follows the flow into the complex plane. "real" follows the real part of
         the field at real parameters: another flow wherever $h\lambda > 1$, and the only one for
         losses without an analytic continuation, such as those of ReLU networks.

@@ -126,7 +126,7 @@ class Watched:
 def run(function, matrix, vector):
     """`apply_to_vector` compiled, and the sizes that were diagonalised."""
     watched = Watched(function)
-    found = jax.jit(lambda a, v: apply_to_vector(watched, a, v))(
+    found = jax.jit(lambda a, v: apply_to_vector(watched, lambda x: a @ x, v))(
         jnp.asarray(matrix), jnp.asarray(vector)
     )
     jax.effects_barrier()
