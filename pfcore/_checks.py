@@ -41,6 +41,19 @@ def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
+def check_positive(name: str, value: ScalarLike) -> jax.Array:
+    """A positive, finite number as an array; traced values are taken on trust."""
+    try:
+        array = jnp.asarray(value, float)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+    if array.ndim != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    if not isinstance(array, jax.core.Tracer) and not (math.isfinite(array) and array > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return array
+
+
 def check_count(name: str, value: Any, *, minimum: int) -> int:
     """An integer of at least `minimum`."""
     try:

@@ -39,6 +39,11 @@ def ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
         return ravel_pytree(tree)
 
 
+def num_entries(tree: Params) -> int:
+    """How many numbers a pytree of arrays holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def to_complex(params: Params) -> Params:
     """Real arrays as complex ones with zero imaginary part (float32 to complex64)."""
     return jax.tree.map(lambda x: jax.lax.complex(x, jnp.zeros_like(x)), params)

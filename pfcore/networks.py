@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pfcore._checks import check_count
+from pfcore._trees import num_entries
 
 
 def _softplus(x: jax.Array) -> jax.Array:
@@ -101,4 +102,4 @@ class MLP(nnx.Module):
 
 def num_params(model: nnx.Module) -> int:
     """How many numbers the parameters of `model` hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return num_entries(nnx.state(model, nnx.Param))

@@ -1,13 +1,14 @@
 """The whole Hessian, for networks small enough to hold it."""
 
 import functools
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from pfcore._checks import Loss, check_loss
-from pfcore._trees import Params, ravel
+from pfcore._trees import Params, num_entries, ravel, real_dtype
 from pfcore.curvature.krylov import (
     MatVec,
     from_coordinates,
@@ -63,6 +64,30 @@ def apply_to_vector(
     return jax.lax.cond(resolved, lambda: from_coordinates(space, coordinates), diagonalise)
 
 
+def _memory() -> int | None:
+    """Bytes that the default device has, if it tells."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_fits(n: int, dtype: jnp.dtype) -> None:
+    """Refuse a dense matrix of size n that memory cannot hold."""
+    # The columns as they are formed, the matrix made symmetric, and the eigensolver's copy.
+    needed, available = 3 * n * n * jnp.dtype(dtype).itemsize, _memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"the dense Hessian of {n:,} parameters takes {needed:,} bytes "
+            f"({needed / 2**30:.1f} GiB) in {jnp.dtype(dtype)}, more than the "
+            f"{available / 2**30:.1f} GiB of this device; use top_eigenpairs for its ends, "
+            "spectral_density for the whole, or subset for a part of the parameters"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _eigenvalues(loss: Loss, params: Params) -> jax.Array:
     return jnp.linalg.eigvalsh(gradient_and_hessian(loss, params)[1])
@@ -79,11 +104,14 @@ def spectrum(loss: Loss, params: Params) -> jax.Array:
       Eigenvalues $\lambda_{n-1} \le \dots \le \lambda_0$, shape [n].
 
     Raises:
-      ValueError: the loss is not a finite scalar at `params`.
+      ValueError: the loss is not a finite scalar at `params`, or the matrix does not fit into
+        memory; the message says how many bytes it takes.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
       >>> pfcore.curvature.spectrum(lambda x: x[0] ** 2 - x[1] ** 2, jnp.ones(2)).tolist()
       [-2.0, 2.0]
     """
-    return _eigenvalues(loss, check_loss(loss, params))
+    params = check_loss(loss, params)
+    check_fits(num_entries(params), real_dtype(params))
+    return _eigenvalues(loss, params)

@@ -6,18 +6,21 @@ the principal flow needs the complex symmetric case (Arnoldi at complex paramete
 real one, and an exhausted space treated as the exact answer that it is.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from pfcore._checks import Loss, check_count, check_loss
+from pfcore._checks import Loss, ScalarLike, check_count, check_loss, check_positive
 from pfcore._trees import Params, ravel
-from pfcore.curvature.products import linearized_hvp
+from pfcore.curvature.products import flat_product
 
 MatVec = Callable[[jax.Array], jax.Array]
+# Products between two results whose distance estimates the error of the earlier one.
+LAG = 2
 
 
 class KrylovSpace(NamedTuple):
@@ -27,17 +30,75 @@ class KrylovSpace(NamedTuple):
       basis: [m, n], rows orthonormal; rows past an exhausted space are zero.
       projected: [m, m], $Q^* H Q$: tridiagonal for Lanczos, Hessenberg for Arnoldi.
       norm: the norm of the starting vector.
+      asymmetry: how far a real $Q^* H Q$ was from tridiagonal and symmetric, which it is up to
+        rounding where H is symmetric; NaN where a product was not finite. Zero if complex.
     """
 
     basis: Inexact[Array, "m n"]
     projected: Inexact[Array, "m m"]
     norm: Float[Array, ""]
+    asymmetry: Float[Array, ""]
 
 
-def _normalised(vector: jax.Array, norm: jax.Array, nonzero: jax.Array) -> jax.Array:
+def is_symmetric(asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
+    """Whether products can have been those of a symmetric matrix of this norm; false for NaN."""
+    return asymmetry <= 10 * math.sqrt(float(jnp.finfo(norm.dtype).eps)) * norm
+
+
+def orthogonalise(
+    vector: Inexact[Array, " n"], basis: Inexact[Array, "m n"]
+) -> tuple[Inexact[Array, " n"], Inexact[Array, " m"]]:
+    """What is left of a vector outside an orthonormal basis, and its coordinates inside.
+
+    Two passes: twice is enough (Kahan and Parlett). Basis rows not yet filled are zero.
+    """
+    first = basis.conj() @ vector
+    vector = vector - first @ basis
+    second = basis.conj() @ vector
+    return vector - second @ basis, first + second
+
+
+def normalised(vector: jax.Array, norm: jax.Array, nonzero: jax.Array) -> jax.Array:
     """vector / norm where `nonzero`, else the zero vector."""
     inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, norm, 1.0), 0.0)
     return vector * inverse.astype(vector.dtype)
+
+
+def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[jax.Array, jax.Array]:
+    """An empty basis with the normalised vector as its first row, and an empty projection."""
+    norm = jnp.linalg.norm(vector)
+    first = normalised(vector, norm, norm > 0)
+    basis = jnp.zeros((depth, vector.size), vector.dtype).at[0].set(first)
+    return basis, jnp.zeros((depth, depth), vector.dtype)
+
+
+def _step(
+    matvec: MatVec, j: jax.Array, basis: jax.Array, hessenberg: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Arnoldi's step: one product, orthogonalised against all vectors before it."""
+    eps = float(jnp.finfo(basis.dtype).eps)
+    image = matvec(basis[j])
+    size = jnp.linalg.norm(image)
+    image, coordinates = orthogonalise(image, basis)
+    hessenberg = hessenberg.at[:, j].add(coordinates)
+    # A remainder at rounding level means that the space is invariant: H maps it into itself, the
+    # projection is exact, and what follows stays zero and uncoupled.
+    remainder = jnp.linalg.norm(image)
+    alive = remainder > 10 * eps * jnp.maximum(size, jnp.max(jnp.abs(hessenberg)))
+    direction = normalised(image, remainder, alive)
+    # The last step has no next row: mode "drop" leaves both arrays as they are.
+    basis = basis.at[j + 1].set(direction, mode="drop")
+    coupling = jnp.where(alive, remainder, 0.0).astype(basis.dtype)
+    return basis, hessenberg.at[j + 1, j].set(coupling, mode="drop")
+
+
+def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The projection of a symmetric operator as it should be, and how far from it that was."""
+    if jnp.iscomplexobj(hessenberg):
+        return hessenberg, jnp.zeros((), hessenberg.real.dtype)
+    below = jnp.diagonal(hessenberg, -1)
+    symmetric = jnp.diag(jnp.diagonal(hessenberg)) + jnp.diag(below, -1) + jnp.diag(below, 1)
+    return symmetric, jnp.max(jnp.abs(hessenberg - symmetric))
 
 
 def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> KrylovSpace:
@@ -46,39 +107,11 @@ def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> Kr
     For a real symmetric operator this is Lanczos with full reorthogonalisation: the projection
     is then symmetric up to rounding, and is returned exactly tridiagonal.
     """
-    dtype = vector.dtype
-    eps = jnp.finfo(dtype).eps
-    norm = jnp.linalg.norm(vector)
-    first = _normalised(vector, norm, norm > 0)
-    basis = jnp.zeros((depth, vector.size), dtype).at[0].set(first)
-    hessenberg = jnp.zeros((depth, depth), dtype)
-
-    def step(j, carry):
-        basis, hessenberg = carry
-        image = matvec(basis[j])
-        size = jnp.linalg.norm(image)
-        # Twice is enough (Kahan and Parlett); basis rows not yet filled are zero.
-        first_pass = basis.conj() @ image
-        image = image - first_pass @ basis
-        second_pass = basis.conj() @ image
-        image = image - second_pass @ basis
-        hessenberg = hessenberg.at[:, j].add(first_pass + second_pass)
-        # A remainder at rounding level means that the space is invariant: H maps it into
-        # itself, the projection is exact, and what follows stays zero and uncoupled.
-        remainder = jnp.linalg.norm(image)
-        alive = remainder > 10 * float(eps) * jnp.maximum(size, jnp.max(jnp.abs(hessenberg)))
-        direction = _normalised(image, remainder, alive)
-        # The last step has no next row: mode "drop" leaves both arrays as they are.
-        basis = basis.at[j + 1].set(direction, mode="drop")
-        coupling = jnp.where(alive, remainder, 0.0).astype(dtype)
-        hessenberg = hessenberg.at[j + 1, j].set(coupling, mode="drop")
-        return basis, hessenberg
-
-    basis, hessenberg = jax.lax.fori_loop(0, depth, step, (basis, hessenberg))
-    if not jnp.issubdtype(dtype, jnp.complexfloating):
-        below = jnp.diagonal(hessenberg, -1)
-        hessenberg = jnp.diag(jnp.diagonal(hessenberg)) + jnp.diag(below, -1) + jnp.diag(below, 1)
-    return KrylovSpace(basis, hessenberg, norm)
+    basis, hessenberg = jax.lax.fori_loop(
+        0, depth, lambda j, carry: _step(matvec, j, *carry), _begin(vector, depth)
+    )
+    projected, asymmetry = _tridiagonal(hessenberg)
+    return KrylovSpace(basis, projected, jnp.linalg.norm(vector), asymmetry)
 
 
 def matrix_function(
@@ -117,15 +150,164 @@ def from_coordinates(space: KrylovSpace, coordinates: Inexact[Array, " m"]) -> I
     return (space.norm.astype(dtype) * coordinates) @ space.basis.astype(dtype)
 
 
+class KrylovProduct(NamedTuple):
+    """`krylov_apply`'s answer: f(H)v, its error estimate, products used, whether H is symmetric."""
+
+    value: Inexact[Array, " n"]
+    error: Float[Array, ""]
+    num_products: Int[Array, ""]
+    symmetric: Bool[Array, ""]
+
+
+def _leading_coordinates(
+    function: Callable[[jax.Array], jax.Array], hessenberg: jax.Array, size: jax.Array
+) -> jax.Array:
+    """f(T) e₁ for the leading `size` rows and columns of T, zeros after them."""
+    rows = jnp.arange(len(hessenberg))
+    inside = rows < size
+    # The other rows get the first diagonal entry: a value at which f is asked for anyway.
+    padding = jnp.where(inside, jnp.zeros((), hessenberg.dtype), hessenberg[0, 0])
+    projected, _ = _tridiagonal(jnp.where(inside[:, None] & inside, hessenberg, 0))
+    first = jnp.zeros(len(rows), hessenberg.dtype).at[0].set(1)
+    return jnp.where(inside, matrix_function(function, projected + jnp.diag(padding), first), 0)
+
+
 def krylov_apply(
     function: Callable[[jax.Array], jax.Array],
     matvec: MatVec,
     vector: Inexact[Array, " n"],
     depth: int,
-) -> Inexact[Array, " n"]:
-    r"""$f(H)v \approx \|v\|\,Q f(T) e_1$ with `depth` products, at most the dimension."""
-    space = krylov_space(matvec, vector, min(depth, vector.size))
-    return from_coordinates(space, function_coordinates(function, space))
+    tolerance: ScalarLike | None = None,
+) -> KrylovProduct:
+    r"""$f(H)v \approx \|v\|\,Q f(T) e_1$ with `depth` products, at most the dimension.
+
+    The error estimate is the distance to the same with LAG products less. With a tolerance the
+    iteration ends when the estimate is below `tolerance` times the norm of the result.
+    """
+    depth = min(depth, vector.size)
+    norm = jnp.linalg.norm(vector)
+    basis, hessenberg = _begin(vector, depth)
+
+    def grown(start, stop, basis, hessenberg):
+        return jax.lax.fori_loop(
+            start, stop, lambda j, carry: _step(matvec, j, *carry), (basis, hessenberg)
+        )
+
+    def error_of(size, hessenberg, coordinates, shorter):
+        # An exhausted space holds the answer, and so does the whole one.
+        led_out = hessenberg[jnp.minimum(size, depth - 1), size - 1] != 0
+        exact = (size == vector.size) | ((size < depth) & ~led_out)
+        return jnp.where(exact, 0.0, jnp.linalg.norm(coordinates - shorter))
+
+    if tolerance is None:
+        size = jnp.int32(depth)
+        basis, hessenberg = grown(0, depth, basis, hessenberg)
+        coordinates = _leading_coordinates(function, hessenberg, size)
+        shorter = _leading_coordinates(function, hessenberg, size - LAG)
+        error = error_of(size, hessenberg, coordinates, shorter)
+    else:
+
+        def unconverged(carry):
+            size, _, _, coordinates, error = carry
+            return (size < depth) & ~(error <= tolerance * jnp.linalg.norm(coordinates))
+
+        def extend(carry):
+            start, basis, hessenberg, shorter, _ = carry
+            size = jnp.minimum(start + LAG, depth)
+            basis, hessenberg = grown(start, size, basis, hessenberg)
+            coordinates = _leading_coordinates(function, hessenberg, size)
+            error = error_of(size, hessenberg, coordinates, shorter)
+            return size, basis, hessenberg, coordinates, error
+
+        size = jnp.int32(0)
+        none = jnp.zeros_like(_leading_coordinates(function, hessenberg, size))
+        size, basis, hessenberg, coordinates, error = jax.lax.while_loop(
+            unconverged, extend, (size, basis, hessenberg, none, jnp.full_like(norm, jnp.inf))
+        )
+    scaled = jnp.where(norm > 0, norm.astype(coordinates.dtype) * coordinates, 0)
+    value = scaled @ basis.astype(scaled.dtype)
+    projected, asymmetry = _tridiagonal(hessenberg)
+    symmetric = is_symmetric(asymmetry, jnp.max(jnp.abs(projected)))
+    return KrylovProduct(value, norm * error, size, symmetric)
+
+
+class FunctionProduct(NamedTuple):
+    """A function of the Hessian times a vector, and what is known about its error.
+
+    Attributes:
+      value: $f(H)v$, of the structure of the parameters; complex where $f$ is.
+      error: estimate of the norm of its error: the distance to the same with two products less.
+      converged: whether the error is at most `tolerance` times the norm of `value`; false where
+        the products were not finite, or not those of a symmetric matrix.
+      num_products: Hessian-vector products used.
+    """
+
+    value: Params
+    error: Float[Array, ""]
+    converged: Bool[Array, ""]
+    num_products: Int[Array, ""]
+
+
+def function_product(
+    function: Callable[[jax.Array], jax.Array],
+    loss: Loss,
+    params: Params,
+    vector: Params,
+    *,
+    depth: int = 64,
+    tolerance: ScalarLike = 1e-6,
+) -> FunctionProduct:
+    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, with as many products as it takes.
+
+    The Krylov space of $v$ grows until two further products change the result by less than
+    `tolerance`, relative to its norm. Where $f$ is smooth on the spectrum, errors fall fast, and
+    the change is a safe estimate of the error that was there before it.
+
+    Args:
+      function: $f$, elementwise on an array of eigenvalues; it may return complex values.
+      loss: $E$, from `params` to a real scalar.
+      params: any pytree of floating-point arrays, $\theta$.
+      vector: $v$, of the structure and shapes of `params`.
+      depth: at most so many Hessian-vector products; memory for as many vectors.
+      tolerance: relative; single precision reaches about $10^{-6}$, double $10^{-14}$.
+
+    Returns:
+      A `FunctionProduct`.
+
+    Raises:
+      ValueError: `depth` is below 1, the tolerance is not positive, or the loss is not a finite
+        scalar at `params`.
+      TypeError: `depth` is not an integer.
+
+    Example:
+      >>> import jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 0.5 * (4 * x[0] ** 2 + 9 * x[1] ** 2)
+      >>> root = pfcore.curvature.function_product(jnp.sqrt, loss, jnp.ones(2), jnp.ones(2))
+      >>> [round(float(x), 3) for x in root.value], bool(root.converged), int(root.num_products)
+      ([2.0, 3.0], True, 2)
+
+    References:
+      Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
+    """
+    depth = check_count("depth", depth, minimum=1)
+    tolerance = check_positive("tolerance", tolerance)
+    _, product, flat, unravel = flat_product(loss, check_loss(loss, params))
+    start = ravel(vector)[0].astype(flat.dtype)
+    tolerance = tolerance.astype(flat.dtype)
+    found = krylov_apply(function, product, start, depth, tolerance)
+    norm = jnp.linalg.norm(found.value)
+    return FunctionProduct(
+        value=_unravelled(found.value, unravel),
+        error=found.error,
+        converged=(found.error <= tolerance * norm) & found.symmetric,
+        num_products=found.num_products,
+    )
+
+
+def _unravelled(flat: jax.Array, unravel: Callable[[jax.Array], Params]) -> Params:
+    if jnp.iscomplexobj(flat):
+        return jax.tree.map(jax.lax.complex, unravel(flat.real), unravel(flat.imag))
+    return unravel(flat)
 
 
 def apply_function(
@@ -136,10 +318,11 @@ def apply_function(
     *,
     depth: int,
 ) -> Params:
-    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, by Lanczos.
+    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, by Lanczos, with a fixed depth.
 
     Exact for polynomials $f$ of degree below `depth`, and for every $f$ once the Krylov space
-    of $v$ is exhausted (never later than the dimension $n$).
+    of $v$ is exhausted (never later than the dimension $n$). `function_product` does the same to a
+    given tolerance, and reports an error estimate.
 
     Args:
       function: $f$, elementwise on an array of eigenvalues; it may return complex values.
@@ -167,9 +350,6 @@ def apply_function(
       Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
     """
     depth = check_count("depth", depth, minimum=1)
-    flat, unravel = ravel(check_loss(loss, params))
-    _, product = linearized_hvp(lambda x: loss(unravel(x)), flat)
-    result = krylov_apply(function, product, ravel(vector)[0].astype(flat.dtype), depth)
-    if jnp.iscomplexobj(result):
-        return jax.tree.map(jax.lax.complex, unravel(result.real), unravel(result.imag))
-    return unravel(result)
+    _, product, flat, unravel = flat_product(loss, check_loss(loss, params))
+    found = krylov_apply(function, product, ravel(vector)[0].astype(flat.dtype), depth)
+    return _unravelled(found.value, unravel)

@@ -10,36 +10,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
+from pfcore._checks import (
+    Loss,
+    ScalarLike,
+    check_count,
+    check_learning_rate,
+    check_loss,
+    check_positive,
+)
 from pfcore._trees import Params, add_scaled, ravel, real_part, to_complex
 from pfcore.curvature.dense import apply_to_vector
 from pfcore.curvature.krylov import krylov_apply
-from pfcore.curvature.products import gradient, linearized_hvp
+from pfcore.curvature.products import flat_product, gradient
 from pfcore.flows.analytic import check_analytic
 from pfcore.flows.flow import Flow, bind, identity
 from pfcore.flows.modified import third_derivative_term
 from pfcore.stability import BRANCHES, principal_coefficient
 
 STATES = ("complex", "real")
+Krylov = tuple[int, float | None]  # products at most, and the tolerance that ends them earlier
 
 
 def _principal_part(
-    loss: Loss, depth: int | None, branch: str, learning_rate: jax.Array, params: Params
+    loss: Loss, krylov: Krylov | None, branch: str, learning_rate: jax.Array, params: Params
 ) -> jax.Array:
     """φ(hH) g in flat coordinates; complex, also at real parameters."""
-    flat, unravel = ravel(params)
-
-    def flat_loss(x: jax.Array) -> jax.Array:
-        return loss(unravel(x))
 
     def phi(eigenvalues: jax.Array) -> jax.Array:
         h = learning_rate.astype(eigenvalues.dtype)
         return principal_coefficient(h * eigenvalues, branch=branch)
 
-    g, product = linearized_hvp(flat_loss, flat)
-    if depth is None:
+    g, product, _, _ = flat_product(loss, params)
+    if krylov is None:
         return apply_to_vector(phi, product, g)
-    return krylov_apply(phi, product, g, depth)
+    return krylov_apply(phi, product, g, *krylov).value
 
 
 def _add_non_principal(
@@ -51,7 +55,7 @@ def _add_non_principal(
 
 def _complex_field(
     loss: Loss,
-    depth: int | None,
+    krylov: Krylov | None,
     branch: str,
     non_principal: bool,
     learning_rate: jax.Array,
@@ -64,8 +68,8 @@ def _complex_field(
     # axis exactly, so that hλ > 1 lies on the same side of the cut whatever the rounding.
     field = jax.lax.cond(
         jnp.all(flat.imag == 0),
-        lambda s: _principal_part(loss, depth, branch, learning_rate, real_part(s)),
-        lambda s: _principal_part(loss, depth, branch, learning_rate, s),
+        lambda s: _principal_part(loss, krylov, branch, learning_rate, real_part(s)),
+        lambda s: _principal_part(loss, krylov, branch, learning_rate, s),
         state,
     )
     field = unravel(field)
@@ -74,7 +78,7 @@ def _complex_field(
 
 def _real_field(
     loss: Loss,
-    depth: int | None,
+    krylov: Krylov | None,
     branch: str,
     non_principal: bool,
     learning_rate: jax.Array,
@@ -83,7 +87,7 @@ def _real_field(
 ) -> Params:
     del t
     _, unravel = ravel(params)
-    field = unravel(_principal_part(loss, depth, branch, learning_rate, params).real)
+    field = unravel(_principal_part(loss, krylov, branch, learning_rate, params).real)
     return _add_non_principal(loss, learning_rate, params, field) if non_principal else field
 
 
@@ -105,6 +109,7 @@ def principal_flow(
     *,
     non_principal: bool = False,
     depth: int | None = None,
+    tolerance: ScalarLike | None = None,
     state: str = "complex",
     branch: str = "principal",
 ) -> Flow:
@@ -127,6 +132,8 @@ def principal_flow(
         and diagonalised wherever 64 Hessian-vector products do not already give the field to the
         last digit. An integer $m$ uses $m$ products, by Lanczos at real states and Arnoldi at
         complex ones, clipped to the number of parameters, at which it is exact.
+      tolerance: with a `depth`, stop at fewer products once two more change the field by less
+        than this fraction of its norm; None always takes all.
       state: "complex" follows the flow into the complex plane. "real" follows the real part of
         the field at real parameters: another flow wherever $h\lambda > 1$, and the only one for
         losses without an analytic continuation, such as those of ReLU networks.
@@ -140,7 +147,8 @@ def principal_flow(
       A `Flow` whose state is the parameters, as complex arrays unless `state="real"`.
 
     Raises:
-      ValueError: the learning rate is not a positive finite scalar, `depth` is below 1, `state`
+      ValueError: the learning rate is not a positive finite scalar, `depth` is below 1, a
+        tolerance is not positive or comes without a depth, `state`
         or `branch` is unknown; from `init`, a loss that is not a finite scalar at the start, or
         that has no analytic continuation.
       TypeError: `depth` is not an integer.
@@ -159,13 +167,20 @@ def principal_flow(
       instability in deep learning*, TMLR 2023 (arXiv 2302.01952).
     """
     learning_rate = check_learning_rate(learning_rate)
+    krylov = None
     if depth is not None:
         depth = check_count("depth", depth, minimum=1)
+        allowed = None if tolerance is None else float(check_positive("tolerance", tolerance))
+        krylov = (depth, allowed)
+    elif tolerance is not None:
+        raise ValueError(
+            f"tolerance = {tolerance!r} needs a depth, the number of products not to exceed"
+        )
     if state not in STATES:
         raise ValueError(f"state must be 'complex' or 'real', got {state!r}")
     if branch not in BRANCHES:
         raise ValueError(f"branch must be 'principal' or 'continued', got {branch!r}")
-    static = (loss, depth, branch, bool(non_principal))
+    static = (loss, krylov, branch, bool(non_principal))
     if state == "real":
         return Flow(
             init=bind(check_loss, loss),

@@ -1,0 +1,167 @@
+"""Trace and diagonal of the Hessian from random probes, with error bars."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+from matfree import stochtrace
+
+from pfcore._checks import Loss, check_count, check_loss
+from pfcore._trees import Params, num_entries
+from pfcore.curvature.density import spread
+from pfcore.curvature.products import flat_product
+
+METHODS = ("hutchinson", "xtrace")
+
+
+class Estimate(NamedTuple):
+    """A mean over probes.
+
+    Attributes:
+      mean: the estimate; NaN where the products were not finite.
+      standard_error: of the mean, over the probes; NaN for a single probe.
+    """
+
+    mean: Any
+    standard_error: Any
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "num_probes", "method", "batch_size"))
+def _trace(loss, params, key, *, num_probes, method, batch_size):
+    _, product, flat, _ = flat_product(loss, params)
+    if method == "xtrace":
+        # matfree multiplies all vectors at once; one at a time bounds memory, and is faster on a
+        # CPU.
+        estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
+            stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(flat, num=num_probes)
+        )
+        return Estimate(*estimate(jax.custom_batching.sequential_vmap(product), key))
+
+    def probe(key: jax.Array) -> jax.Array:
+        vector = jax.random.rademacher(key, flat.shape, flat.dtype)
+        return vector @ product(vector)
+
+    samples = jax.lax.map(probe, jax.random.split(key, num_probes), batch_size=batch_size)
+    return Estimate(jnp.mean(samples), spread(samples))
+
+
+def trace(
+    loss: Loss,
+    params: Params,
+    *,
+    key: PRNGKeyArray,
+    num_probes: int,
+    method: str = "hutchinson",
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""Trace of the Hessian, $\operatorname{tr} H$, with its standard error.
+
+    "hutchinson": the mean of $v^\top H v$ over random signs $v$, with variance
+    $2\sum_{i \ne j} H_{ij}^2$ for each probe. One product a probe, in the memory of one.
+
+    "xtrace": the large eigenvalues are projected out by the probes themselves, and the rest
+    estimated (matfree's implementation). Two products a probe, and memory for $3p$ vectors. On the
+    digits network of the book, for the same 100 products, its standard error is half Hutchinson's.
+
+    matfree's own Hutchinson estimator multiplies all probes at once: slower on a CPU, and its
+    memory grows with the probes.
+
+    Args:
+      loss: $E$, from `params` to a real scalar.
+      params: any pytree of floating-point arrays.
+      key: for the probes, `jax.random.key(seed)`.
+      num_probes: p, at least 1 (2 for an error); for "xtrace" at most the number of parameters.
+      method: "hutchinson" or "xtrace".
+      batch_size: probes that share one pass of products, with "hutchinson"; by default one.
+
+    Returns:
+      `Estimate(mean, standard_error)`, scalars.
+
+    Raises:
+      ValueError: `num_probes` is out of range, the method is unknown, or the loss is not a finite
+        scalar at `params`.
+      TypeError: `num_probes` is not an integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: x[0] ** 2 + 3 * x[1] ** 2
+      >>> pfcore.curvature.trace(loss, jnp.ones(2), key=jax.random.key(0), num_probes=2).mean
+      Array(8., dtype=float32)
+
+    References:
+      Hutchinson, Commun. Stat. Simul. Comput. 18 (1989); Epperly, Tropp, Webber, *XTrace*, SIAM J.
+      Matrix Anal. Appl. 45 (2024).
+    """
+    params = check_loss(loss, params)
+    num_probes = check_count("num_probes", num_probes, minimum=1)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "xtrace" and num_probes > num_entries(params):
+        raise ValueError(
+            f"xtrace takes at most as many probes as there are parameters, "
+            f"{num_entries(params)}, got num_probes = {num_probes}"
+        )
+    return _trace(
+        loss,
+        params,
+        key,
+        num_probes=num_probes,
+        method=method,
+        batch_size=None if batch_size is None else check_count("batch_size", batch_size, minimum=1),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "num_probes"))
+def _diagonal(loss, params, key, *, num_probes):
+    _, product, flat, unravel = flat_product(loss, params)
+
+    # Welford's recursion: sums over all probes would cancel, and keeping them would not be bounded.
+    def probe(carry, key):
+        mean, squares, count = carry
+        vector = jax.random.rademacher(key, flat.shape, flat.dtype)
+        sample = vector * product(vector)
+        change = sample - mean
+        mean = mean + change / count
+        return (mean, squares + change * (sample - mean), count + 1), None
+
+    zero = jnp.zeros_like(flat)
+    begin = (zero, zero, jnp.ones((), flat.dtype))
+    (mean, squares, _), _ = jax.lax.scan(probe, begin, jax.random.split(key, num_probes))
+    variance = squares / (num_probes - 1) if num_probes > 1 else jnp.full_like(flat, jnp.nan)
+    return Estimate(unravel(mean), unravel(jnp.sqrt(variance / num_probes)))
+
+
+def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) -> Estimate:
+    r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
+
+    The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
+    for each probe. Memory for three vectors, whatever the number of probes.
+
+    Args:
+      loss: $E$, from `params` to a real scalar.
+      params: any pytree of floating-point arrays.
+      key: for the probes, `jax.random.key(seed)`.
+      num_probes: at least 1 (2 for errors); one product each.
+
+    Returns:
+      `Estimate(mean, standard_error)`, each of the structure of `params`.
+
+    Raises:
+      ValueError: `num_probes` is below 1, or the loss is not a finite scalar at `params`.
+      TypeError: `num_probes` is not an integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: x[0] ** 2 + 3 * x[1] ** 2
+      >>> pfcore.curvature.diagonal(loss, jnp.ones(2), key=jax.random.key(0), num_probes=2).mean
+      Array([2., 6.], dtype=float32)
+
+    References:
+      Bekas, Kokiopoulou, Saad, *An estimator for the diagonal of a matrix*, Appl. Numer. Math. 57
+      (2007).
+    """
+    params = check_loss(loss, params)
+    num_probes = check_count("num_probes", num_probes, minimum=1)
+    return _diagonal(loss, params, key, num_probes=num_probes)

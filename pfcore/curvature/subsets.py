@@ -1,0 +1,95 @@
+"""Part of the parameters, the rest held fixed: spectra per layer, of weights without biases, …"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfcore._checks import Loss, check_loss
+from pfcore._trees import Params
+
+Where = Callable[[str], bool] | str | Params
+
+
+def _chosen(where: Where, params: Params) -> list:
+    """For each leaf whether, or where, it is chosen."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    if isinstance(where, str):
+        return [name == where or name.startswith(where.rstrip("/") + "/") for name in names]
+    if callable(where):
+        return [bool(where(name)) for name in names]
+    masks = jax.tree.leaves(jax.tree.broadcast(where, params))
+    return [mask if np.ndim(mask) else bool(mask) for mask in masks]
+
+
+def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str, jax.Array]]:
+    r"""A loss of some of the parameters, the others fixed where they are.
+
+    Its Hessian is the block of the full Hessian that belongs to these parameters. Every routine
+    that takes `(loss, params)` takes what this returns.
+
+    Args:
+      loss: $E$, from `params` to a real scalar.
+      params: any pytree of floating-point arrays.
+      where: which: a path, "layers/0", for that leaf or all below it; a function of paths,
+        `lambda path: path.endswith("kernel")`; or a pytree of booleans, or of boolean arrays that
+        choose entries, of the structure of `params` or a prefix of it.
+
+    Returns:
+      `(loss, params)`: params is a dict from paths to arrays (one-dimensional where entries of a
+      leaf were chosen).
+
+    Raises:
+      ValueError: nothing is chosen, or a mask does not fit; the message lists the paths.
+
+    Example:
+      >>> import jax.numpy as jnp, pfcore
+      >>> loss = lambda p: jnp.sum(p["a"] ** 2 + 3 * p["b"] ** 2 + p["a"] * p["b"])
+      >>> part = pfcore.curvature.subset(loss, {"a": jnp.ones(2), "b": jnp.ones(2)}, "b")
+      >>> pfcore.curvature.spectrum(*part).tolist()
+      [6.0, 6.0]
+    """
+    params = check_loss(loss, params)
+    leaves_with_path, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves_with_path]
+    leaves = [leaf for _, leaf in leaves_with_path]
+    try:
+        chosen = _chosen(where, params)
+    except ValueError as error:
+        raise ValueError(f"the mask does not fit the params, {names}: {error}") from error
+    part = {}
+    for name, leaf, mask in zip(names, leaves, chosen, strict=True):
+        if np.ndim(mask):
+            if np.shape(mask) != leaf.shape:
+                raise ValueError(
+                    f"the mask of {name!r} has shape {np.shape(mask)}, its leaf {leaf.shape}"
+                )
+            if np.any(mask):
+                part[name] = leaf[np.asarray(mask, bool)]
+        elif mask:
+            part[name] = leaf
+    if not part:
+        raise ValueError(f"{where!r} chooses none of the params; there are {', '.join(names)}")
+
+    def loss_of_part(values: Mapping[str, jax.Array]) -> jax.Array:
+        filled = []
+        for name, leaf, mask in zip(names, leaves, chosen, strict=True):
+            if name not in values:
+                filled.append(jnp.asarray(leaf, _dtype(values, leaf)))
+            elif np.ndim(mask):
+                base = jnp.asarray(leaf, values[name].dtype)
+                filled.append(base.at[np.asarray(mask, bool)].set(values[name]))
+            else:
+                filled.append(values[name])
+        return loss(jax.tree.unflatten(structure, filled))
+
+    return loss_of_part, part
+
+
+def _dtype(values: Mapping[str, jax.Array], leaf: jax.Array):
+    """A fixed leaf is complex where the others are."""
+    if any(jnp.iscomplexobj(value) for value in values.values()):
+        return jnp.promote_types(leaf.dtype, jnp.complex64)
+    return leaf.dtype
