@@ -117,7 +117,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         before, after = jnp.linalg.norm(vectors[i]), jnp.linalg.norm(left)
         enough = after > 100 * float(jnp.finfo(dtype).eps) * before
         outside = outside.at[count].set(normalised(left, after, enough))
-        return outside, count + enough
+        return outside, count + enough.astype(jnp.int32)
 
     # Basis rows are there already, empty: zeros take no part in what is orthogonalised.
     outside = jnp.zeros((slots + rows, vectors.shape[1]), dtype)
@@ -126,7 +126,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         vectors=outside,
         projected=jnp.zeros((rows, rows), dtype),
         coupling=jnp.zeros((slots, rows), dtype),
-        occupied=jnp.arange(slots) < count,
+        occupied=jnp.arange(slots, dtype=jnp.int32) < count,
         size=jnp.int32(0),
         starts=count,
         asymmetry=jnp.zeros((), dtype),
@@ -157,9 +157,14 @@ def _expanded(space: Subspace, slot: jax.Array, product: MatVec) -> Subspace:
     )
 
 
+def _index(row: jax.Array) -> jax.Array:
+    """Of the largest entry, or the first that is true; always a 32-bit integer."""
+    return jnp.argmax(row).astype(jnp.int32)
+
+
 def _turned(space: Subspace, residual: Float[Array, " b"]) -> tuple[jax.Array, ...]:
     """`outside` and `coupling` turned so that the row returned last lies along a residual."""
-    slot = jnp.argmax(jnp.abs(residual))
+    slot = _index(jnp.abs(residual))
     unit = residual / jnp.linalg.norm(residual)
     # Householder's reflection that maps unit to a multiple of e_slot; the sign avoids cancellation.
     mirror = unit.at[slot].add(jnp.where(unit[slot] < 0, -1.0, 1.0).astype(unit.dtype))
@@ -173,7 +178,7 @@ def _turned(space: Subspace, residual: Float[Array, " b"]) -> tuple[jax.Array, .
 
 def _injected(space: Subspace, key: PRNGKeyArray) -> tuple[jax.Array, ...]:
     """The same with a random direction, orthogonal to all that is known, in a free row."""
-    slot = jnp.argmin(space.occupied)
+    slot = _index(~space.occupied)
     vector = jax.random.normal(key, space.vectors.shape[1:], space.vectors.dtype)
     left, _ = orthogonalise(vector, space.vectors)
     outside = space.outside.at[slot].set(left / jnp.linalg.norm(left))
@@ -193,7 +198,7 @@ def _eigh(matrix: jax.Array, filled: jax.Array, which: str) -> tuple[jax.Array, 
 
 
 def _ritz(space: Subspace, which: str) -> Ritz:
-    filled = jnp.arange(len(space.projected)) < space.size
+    filled = jnp.arange(len(space.projected), dtype=jnp.int32) < space.size
     values, coordinates = _eigh(space.projected, filled, which)
     norm = jnp.max(jnp.where(filled, jnp.abs(values), 0.0))
     residuals = jnp.linalg.norm(space.coupling @ coordinates, axis=0)
@@ -205,7 +210,8 @@ def _ritz(space: Subspace, which: str) -> Ritz:
 
 def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.Array:
     """What the residual of a converged pair does not exceed."""
-    return tolerance * jnp.maximum(jnp.abs(values), SMALL * norm)
+    allowed = tolerance * jnp.maximum(jnp.abs(values), SMALL * norm)
+    return jnp.where(jnp.isfinite(values), allowed, 0.0)
 
 
 def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
@@ -213,7 +219,7 @@ def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
     space, ritz = search.space, search.ritz
     rows = len(space.projected)
     size = jnp.minimum(space.size, keep)
-    kept = jnp.arange(rows) < size
+    kept = jnp.arange(rows, dtype=jnp.int32) < size
     chosen = ritz.coordinates[:, :keep]
     first, last = len(space.coupling), len(space.coupling) + keep
     space = space._replace(
@@ -260,12 +266,12 @@ def _decide(
     check: bool,
 ) -> Next:
     rows, n = len(space.projected), space.vectors.shape[1]
-    number = jnp.arange(rows)
+    number = jnp.arange(rows, dtype=jnp.int32)
     unsettled = (ritz.residuals > threshold(ritz.values, ritz.norm, tolerance)) & (number < wanted)
     starting = space.starts > 0
     converged = ~jnp.any(unsettled) & ~starting
     # Where to go: along the residual of the first pair that has not converged, ...
-    leak = space.coupling @ ritz.coordinates[:, jnp.argmax(unsettled)]
+    leak = space.coupling @ ritz.coordinates[:, _index(unsettled)]
     checking, clear = jnp.array(False), converged
     if check:
         # ... or else along that of the best which the random vector has found.
@@ -284,11 +290,11 @@ def _decide(
     stuck = jnp.linalg.norm(leak) <= 0
     fresh = ~starting & (stuck | (converged & ~checking))
     # No room for anything new: what is left lies along `outside`.
-    full = space.size + jnp.sum(space.occupied) >= n
+    full = space.size + jnp.sum(space.occupied, dtype=jnp.int32) >= n
     leak = jnp.where(fresh & full, space.occupied.astype(leak.dtype), leak)
     fresh &= ~full
     # Starting vectors go in first, in their order, each in the row where it lies.
-    slots = jnp.arange(len(space.occupied))
+    slots = jnp.arange(len(space.occupied), dtype=jnp.int32)
     leak = jnp.where(starting, (slots == space.size).astype(leak.dtype), leak)
     done = (
         (clear & converged)
@@ -358,7 +364,7 @@ def search_eigenpairs(
             (
                 lambda: _injected(search.space, subkey),
                 lambda: _turned(search.space, residual),
-                lambda: (search.space.outside, search.space.coupling, jnp.argmax(residual != 0)),
+                lambda: (search.space.outside, search.space.coupling, _index(residual != 0)),
             ),
         )
         space = search.space._replace(
@@ -417,9 +423,12 @@ def eigenpairs_of(
 
 
 def subspace_rows(count: int, n: int) -> int:
-    """Size at which the subspace is compressed: large enough that the digits network's top five
-    need no restart, small enough to hold for a network of millions."""
-    return min(n, max(20, 4 * count + 12))
+    """Size at which the subspace is compressed.
+
+    Large enough that the digits network's top five need no restart, small enough to hold for a
+    network of millions; the whole space where that is small.
+    """
+    return n if n <= 64 else min(n, max(20, 4 * count + 12))
 
 
 def search_options(which: str, count: int, n: int) -> dict:
@@ -484,7 +493,7 @@ def top_eigenpairs(
     each until it has found a missed pair or a bound on the probability that there is one is below
     5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
 
-    Memory: $\max(20, 4k + 12) + k + 2$ vectors of the size of the parameters.
+    Memory: $\max(20, 4k + 12) + k + 2$ vectors of the size of the parameters (where n > 64).
 
     Args:
       loss: $E$, from `params` to a real scalar.

@@ -163,7 +163,7 @@ def _leading_coordinates(
     function: Callable[[jax.Array], jax.Array], hessenberg: jax.Array, size: jax.Array
 ) -> jax.Array:
     """f(T) e₁ for the leading `size` rows and columns of T, zeros after them."""
-    rows = jnp.arange(len(hessenberg))
+    rows = jnp.arange(len(hessenberg), dtype=jnp.int32)
     inside = rows < size
     # The other rows get the first diagonal entry: a value at which f is asked for anyway.
     padding = jnp.where(inside, jnp.zeros((), hessenberg.dtype), hessenberg[0, 0])

@@ -186,10 +186,14 @@ def tracker(
         if threshold is None:
             return count
         beyond = sign * pairs.values > sign * jnp.asarray(threshold, pairs.values.dtype)
-        return jnp.clip(jnp.sum(beyond & (jnp.arange(max_k) < count)) + 1, k, max_k)
+        return jnp.clip(
+            1 + jnp.sum(beyond & (jnp.arange(max_k, dtype=jnp.int32) < count), dtype=jnp.int32),
+            k,
+            max_k,
+        )
 
     def shown(pairs: Eigenpairs, count: jax.Array) -> Eigenpairs:
-        active = jnp.arange(max_k) < count
+        active = jnp.arange(max_k, dtype=jnp.int32) < count
         return pairs._replace(
             values=jnp.where(active, pairs.values, jnp.nan),
             residuals=jnp.where(active, pairs.residuals, jnp.inf),
@@ -215,7 +219,7 @@ def tracker(
 
     def update(params: Params, state: TrackerState) -> TrackerState:
         count, history = state.num_tracked, state.history
-        active = jnp.arange(max_k) < count
+        active = jnp.arange(max_k, dtype=jnp.int32) < count
         guarded = state.updates % GUARD_EVERY == 0
         start = jnp.concatenate(
             [
@@ -261,7 +265,7 @@ def _track(loss, path, key, threshold, tolerance, *, k, max_k, has_threshold, wh
 
     def numbers(state: TrackerState):
         pairs = state.pairs
-        count = jnp.sum(jnp.isfinite(pairs.values))
+        count = jnp.sum(jnp.isfinite(pairs.values), dtype=jnp.int32)
         return pairs.values, pairs.residuals, pairs.converged, pairs.num_products, count
 
     def step(state, params):
