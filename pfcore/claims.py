@@ -131,6 +131,11 @@ def overview(found: dict[str, list[Claim]]) -> Report:
     return Report(found, link=True)
 
 
-def _number(claims: list[Claim]) -> int:
-    digits = [int("".join(ch for ch in claim.id if ch.isdigit())) for claim in claims]
-    return min(digits, default=0)
+def _number(claims: list[Claim]) -> tuple[int, int]:
+    """Letter and number of the first claim: the paper's (C) before what goes beyond it (B)."""
+    order = "CB"
+    keys = [
+        (order.find(claim.id[:1]) % (len(order) + 1), int("".join(filter(str.isdigit, claim.id))))
+        for claim in claims
+    ]
+    return min(keys, default=(0, 0))

@@ -38,6 +38,25 @@ def _activation(activation: str | Callable[[jax.Array], jax.Array]) -> Callable:
     return ACTIVATIONS[activation]
 
 
+def _check_available(dtype: jax.typing.DTypeLike) -> None:
+    if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            f"param_dtype {jnp.dtype(dtype)} is not available: JAX runs in 32 bits; "
+            "call jax.config.update('jax_enable_x64', True) first"
+        )
+
+
+def _linear(fan_in: int, fan_out: int, param_dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with weights N(0, 1/fan-in) and biases zero."""
+    return nnx.Linear(
+        fan_in,
+        fan_out,
+        kernel_init=nnx.initializers.normal(stddev=fan_in**-0.5),
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
 class MLP(nnx.Module):
     r"""Multilayer perceptron, $x \mapsto W_L\,\sigma(\cdots\sigma(W_1 x + b_1)\cdots) + b_L$.
 
@@ -74,20 +93,10 @@ class MLP(nnx.Module):
         sizes = [check_count("every layer size", size, minimum=1) for size in sizes]
         if len(sizes) < 2:
             raise ValueError(f"sizes must name input and output at least, got {sizes}")
-        if jax.dtypes.canonicalize_dtype(param_dtype) != jnp.dtype(param_dtype):
-            raise ValueError(
-                f"param_dtype {jnp.dtype(param_dtype)} is not available: JAX runs in 32 bits; "
-                "call jax.config.update('jax_enable_x64', True) first"
-            )
+        _check_available(param_dtype)
         self.activation = _activation(activation)
         self.layers = nnx.List(
-            nnx.Linear(
-                fan_in,
-                fan_out,
-                kernel_init=nnx.initializers.normal(stddev=fan_in**-0.5),
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+            _linear(fan_in, fan_out, param_dtype, rngs)
             for fan_in, fan_out in itertools.pairwise(sizes)
         )
 
@@ -98,6 +107,99 @@ class MLP(nnx.Module):
         for layer in hidden:
             x = self.activation(layer(x))
         return last(x)
+
+
+class PatchConv(nnx.Module):
+    """Convolution, 3 × 3 and padded with zeros, as a matrix product with patches.
+
+    The same numbers as `nnx.Conv`, whose convolution XLA runs slowly on a CPU inside compiled
+    loops, where this library spends its time.
+
+    Args:
+      in_features, out_features: channels.
+      param_dtype: dtype of the parameters.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, param_dtype, rngs: nnx.Rngs):
+        self.linear = _linear(9 * in_features, out_features, param_dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, height, width, in_features] -> [n, height, width, out_features]."""
+        height, width = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        patches = [
+            padded[:, row : row + height, column : column + width]
+            for row in range(3)
+            for column in range(3)
+        ]
+        return self.linear(jnp.concatenate(patches, axis=-1))
+
+
+class ConvNet(nnx.Module):
+    r"""Small convolutional network: blocks of 3 × 3 convolution, activation and 2 × 2 average
+    pooling, then one linear layer.
+
+    Weights start at $N(0, 1/\text{fan-in})$ and biases at zero. Average pooling, unlike that of
+    maxima, keeps the network analytic where the activation is.
+
+    Args:
+      image_shape: (height, width, channels) of an image; height and width divisible by 2 for each
+        block.
+      channels: of each block, such as `(16, 32)`.
+      num_outputs: of the last layer.
+      activation: as for `MLP`.
+      param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
+      rngs: where the initial weights come from, `nnx.Rngs(seed)`.
+
+    Raises:
+      ValueError: a size below 1, an image that cannot be halved as often as there are blocks, an
+        unknown activation, or float64 asked for while JAX would silently give float32.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, pfcore
+      >>> model = pfcore.networks.ConvNet((8, 8, 1), (16, 32), 10, rngs=nnx.Rngs(0))
+      >>> pfcore.networks.num_params(model), model(jnp.zeros((2, 8, 8, 1))).shape
+      (6090, (2, 10))
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: Sequence[int],
+        num_outputs: int,
+        *,
+        activation: str | Callable[[jax.Array], jax.Array] = "tanh",
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        height, width, first = image_shape
+        sizes = [check_count("every number of channels", c, minimum=1) for c in (first, *channels)]
+        num_outputs = check_count("num_outputs", num_outputs, minimum=1)
+        factor = 2 ** len(channels)
+        if height % factor or width % factor or not channels:
+            raise ValueError(
+                f"image_shape must be divisible by 2 once for each block, got {image_shape!r} for "
+                f"{len(channels)} block(s)"
+            )
+        _check_available(param_dtype)
+        self.activation = _activation(activation)
+        self.blocks = nnx.List(
+            PatchConv(fan_in, fan_out, param_dtype=param_dtype, rngs=rngs)
+            for fan_in, fan_out in itertools.pairwise(sizes)
+        )
+        pixels = (height // factor) * (width // factor)
+        self.last = _linear(pixels * sizes[-1], num_outputs, param_dtype, rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Outputs [n, num_outputs] for images [n, height, width, channels]."""
+        x = inputs.astype(self.last.kernel.dtype)
+        for block in self.blocks:
+            x = self.activation(block(x))
+            n, height, width, features = x.shape
+            x = x.reshape(n, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
+        return self.last(x.reshape(len(x), -1))
 
 
 def num_params(model: nnx.Module) -> int:

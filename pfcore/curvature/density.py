@@ -75,13 +75,11 @@ class SpectralDensity(NamedTuple):
             return x if scale == "linear" else jnp.sign(x) * jnp.log10(1 + jnp.abs(x) / unit)
 
         points = axis(jnp.asarray(grid, dtype))
+        probe_axes = tuple(range(1, 1 + points.ndim))  # [p, m] -> [p, 1, ..., m]
 
-        def one(nodes: jax.Array, weights: jax.Array) -> jax.Array:
-            distance = (points[..., None] - axis(nodes)) / width
-            bells = jnp.exp(-0.5 * distance**2) / (width * math.sqrt(2 * math.pi))
-            return bells @ weights
-
-        return jax.lax.map(lambda probe: one(*probe), (self.nodes, self.weights))
+        distance = (points[..., None] - axis(jnp.expand_dims(self.nodes, probe_axes))) / width
+        bells = jnp.exp(-0.5 * distance**2) / (width * math.sqrt(2 * math.pi))
+        return jnp.sum(bells * jnp.expand_dims(self.weights, probe_axes), axis=-1)
 
     def evaluate(
         self,

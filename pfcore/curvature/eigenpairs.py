@@ -250,7 +250,9 @@ def _odds_of_a_miss(
         top, last = jnp.abs(top), jnp.abs(last)
     gap = last - top
     odds = math.sqrt(2 * n / math.pi) * jnp.abs(weight) * residual / jnp.where(gap > 0, gap, 1)
-    return jnp.where(gap > 0, odds, jnp.inf)
+    # Nothing is left to find where the space is exhausted.
+    exhausted = (gap >= 0) & (residual <= 0)
+    return jnp.where(gap > 0, odds, jnp.where(exhausted, 0.0, jnp.inf))
 
 
 def _decide(
@@ -263,7 +265,7 @@ def _decide(
     max_products: jax.Array,
     wanted: jax.Array,
     which: str,
-    check: bool,
+    check: bool | jax.Array,
 ) -> Next:
     rows, n = len(space.projected), space.vectors.shape[1]
     number = jnp.arange(rows, dtype=jnp.int32)
@@ -273,7 +275,7 @@ def _decide(
     # Where to go: along the residual of the first pair that has not converged, ...
     leak = space.coupling @ ritz.coordinates[:, _index(unsettled)]
     checking, clear = jnp.array(False), converged
-    if check:
+    if check is not False:
         # ... or else along that of the best which the random vector has found.
         inside = (number >= before.chain) & (number < space.size)
         values, coordinates = _eigh(
@@ -285,10 +287,11 @@ def _decide(
         checking = before.checking & converged
         # The chain's first row is its random vector, until a restart mixes the rows.
         weight = jnp.where(before.mixed, 1.0, coordinates[before.chain, 0])
-        clear = checking & (_odds_of_a_miss(values[0], weight, residual, last, n, which) < MISS)
+        unlikely = checking & (_odds_of_a_miss(values[0], weight, residual, last, n, which) < MISS)
+        clear = jnp.where(check, unlikely, converged)
         leak = jnp.where(checking, chain_leak, leak)
     stuck = jnp.linalg.norm(leak) <= 0
-    fresh = ~starting & (stuck | (converged & ~checking))
+    fresh = ~starting & (stuck | (converged & ~checking & check))
     # No room for anything new: what is left lies along `outside`.
     full = space.size + jnp.sum(space.occupied, dtype=jnp.int32) >= n
     leak = jnp.where(fresh & full, space.occupied.astype(leak.dtype), leak)
@@ -325,7 +328,7 @@ def search_eigenpairs(
     count: int,
     rows: int,
     which: str,
-    check: bool,
+    check: bool | jax.Array,
 ) -> Search:
     """The first `wanted` pairs: `ritz.values` in order, their vectors the first rows of the basis.
 
@@ -339,12 +342,12 @@ def search_eigenpairs(
       count: vectors that are asked for, at most `rows`.
       rows: size at which it is compressed.
       which: "largest" or "magnitude".
-      check: look for further copies of multiple eigenvalues before stopping.
+      check: look for further copies of multiple eigenvalues before stopping; may be traced.
     """
     dtype = start.dtype
     # A restart keeps more than is asked for, so as not to lose what is on its way.
     keep = max(count, min((2 * count + rows) // 3, rows - 1))
-    slots = len(start) + (count + 1 if check else 1)
+    slots = len(start) + (1 if check is False else count + 1)
     decide = functools.partial(
         _decide,
         tolerance=tolerance,
@@ -431,10 +434,13 @@ def subspace_rows(count: int, n: int) -> int:
     return n if n <= 64 else min(n, max(20, 4 * count + 12))
 
 
-def search_options(which: str, count: int, n: int) -> dict:
-    """How the smallest, too, are the largest: those of −H. With the sign that this takes."""
+def check_which(which: str) -> None:
     if which not in WHICH:
         raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
+
+
+def search_options(which: str, count: int, n: int) -> dict:
+    """How the smallest, too, are the largest: those of −H. With the sign that this takes."""
     return {
         "which": "magnitude" if which == "magnitude" else "largest",
         "rows": subspace_rows(count, n),
@@ -493,7 +499,7 @@ def top_eigenpairs(
     each until it has found a missed pair or a bound on the probability that there is one is below
     5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
 
-    Memory: $\max(20, 4k + 12) + k + 2$ vectors of the size of the parameters (where n > 64).
+    Memory: about $2\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64).
 
     Args:
       loss: $E$, from `params` to a real scalar.
@@ -514,8 +520,8 @@ def top_eigenpairs(
 
     Returns:
       `Eigenpairs`. Values and residuals are NaN and infinite, and not converged, where the
-      products are not finite, or are not those of a symmetric matrix (a loss with
-      `stop_gradient` or a custom derivative that is none).
+      products are not finite, or are not those of a symmetric matrix (a loss with a
+      custom derivative that is none).
 
     Raises:
       ValueError: k is not between 1 and n, `which` is unknown, the tolerance is not positive, the
@@ -537,8 +543,7 @@ def top_eigenpairs(
     n = num_entries(params)
     k = check_eigenpair_count("k", k, n)
     max_products = default_products(max_products, k)
-    if which not in WHICH:
-        raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
+    check_which(which)
     if start is not None:
         start = check_start(start, params)
     return _top_eigenpairs(

@@ -33,11 +33,14 @@ def _trace(loss, params, key, *, num_probes, method, batch_size):
     _, product, flat, _ = flat_product(loss, params)
     if method == "xtrace":
         # matfree multiplies all vectors at once; one at a time bounds memory, and is faster on a
-        # CPU.
+        # CPU. With half as many probes as parameters it forms the matrix instead, which is small.
+        if 2 * num_probes < flat.size:
+            product = jax.custom_batching.sequential_vmap(product)
         estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
             stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(flat, num=num_probes)
         )
-        return Estimate(*estimate(jax.custom_batching.sequential_vmap(product), key))
+        mean, error = estimate(product, key)
+        return Estimate(mean, error if num_probes > 1 else jnp.full_like(error, jnp.nan))
 
     def probe(key: jax.Array) -> jax.Array:
         vector = jax.random.rademacher(key, flat.shape, flat.dtype)

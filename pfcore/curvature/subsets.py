@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pfcore._checks import Loss, check_loss
-from pfcore._trees import Params
+from pfcore._trees import Params, is_complex, to_complex
 
 Where = Callable[[str], bool] | str | Params
 
@@ -77,19 +76,12 @@ def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str,
         filled = []
         for name, leaf, mask in zip(names, leaves, chosen, strict=True):
             if name not in values:
-                filled.append(jnp.asarray(leaf, _dtype(values, leaf)))
+                filled.append(to_complex(leaf) if is_complex(values) else leaf)
             elif np.ndim(mask):
-                base = jnp.asarray(leaf, values[name].dtype)
+                base = to_complex(leaf) if is_complex(values) else leaf
                 filled.append(base.at[np.asarray(mask, bool)].set(values[name]))
             else:
                 filled.append(values[name])
         return loss(jax.tree.unflatten(structure, filled))
 
     return loss_of_part, part
-
-
-def _dtype(values: Mapping[str, jax.Array], leaf: jax.Array):
-    """A fixed leaf is complex where the others are."""
-    if any(jnp.iscomplexobj(value) for value in values.values()):
-        return jnp.promote_types(leaf.dtype, jnp.complex64)
-    return leaf.dtype

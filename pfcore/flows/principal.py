@@ -132,8 +132,8 @@ def principal_flow(
         and diagonalised wherever 64 Hessian-vector products do not already give the field to the
         last digit. An integer $m$ uses $m$ products, by Lanczos at real states and Arnoldi at
         complex ones, clipped to the number of parameters, at which it is exact.
-      tolerance: with a `depth`, stop at fewer products once two more change the field by less
-        than this fraction of its norm; None always takes all.
+      tolerance: with a `depth`, stop at fewer products once the last quarter of them has changed
+        the field by less than this fraction of its norm; None always takes all.
       state: "complex" follows the flow into the complex plane. "real" follows the real part of
         the field at real parameters: another flow wherever $h\lambda > 1$, and the only one for
         losses without an analytic continuation, such as those of ReLU networks.

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 
 import pfcore
+from pfcore.curvature import dense
 from pfcore.curvature.dense import BLOCK, TRIAL_DEPTH, apply_to_vector, gradient_and_hessian
 from pfcore.objectives import quadratic_form
 from pfcore.stability import principal_coefficient
@@ -108,6 +109,24 @@ def test_spectrum_refuses_what_has_none():
         pfcore.curvature.spectrum(lambda x: x, jnp.ones(2))
     with pytest.raises(ValueError, match="nan"):
         pfcore.curvature.spectrum(lambda x: jnp.sum(jnp.log(x)), -jnp.ones(2))
+
+
+@pytest.mark.parametrize("dtype, width", [(jnp.float32, 4), (jnp.float64, 8)])
+def test_spectrum_refuses_what_does_not_fit_into_memory(dtype, width, monkeypatch):
+    """Before anything is allocated: the columns, the matrix and the eigensolver's copy."""
+    monkeypatch.setattr(dense, "_eigenvalues", lambda *_: pytest.fail("was computed"))
+    n = 3_000_000
+    with pytest.raises(ValueError, match=f"3,000,000 parameters takes {3 * n * n * width:,} bytes"):
+        pfcore.curvature.spectrum(lambda x: jnp.sum(x**2), jnp.zeros(n, dtype))
+
+
+def test_spectrum_takes_all_the_memory_there_is(monkeypatch):
+    for memory in (3 * 10 * 10 * 8, None):  # None: a device that does not tell
+        monkeypatch.setattr(dense, "_memory", lambda memory=memory: memory)
+        assert pfcore.curvature.spectrum(mixed_loss, mixed_params()).shape == (10,)
+    monkeypatch.setattr(dense, "_memory", lambda: 3 * 10 * 10 * 8 - 1)
+    with pytest.raises(ValueError, match="2,400 bytes"):
+        pfcore.curvature.spectrum(mixed_loss, mixed_params())
 
 
 class Watched:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import pfcore
-from pfcore.curvature import apply_function
+from pfcore.curvature import apply_function, function_product
 from pfcore.curvature.krylov import krylov_apply, krylov_space, matrix_function
 from pfcore.objectives import quadratic_form
+from pfcore.stability import principal_coefficient
 from tests.conftest import flatten, mixed_loss, mixed_params
 from tests.test_curvature.test_dense import complex_symmetric, orthogonal
 
@@ -302,3 +303,122 @@ def test_any_small_matrix(problem):
     expected = vectors @ (np.exp(values) * (vectors.T @ vector))
     size = np.exp(values[-1]) * np.linalg.norm(vector)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11 * size)
+
+
+@functools.cache
+def product_of(function, depth=64):
+    """Compiled once for all matrices of a size, vectors and tolerances."""
+    return jax.jit(
+        lambda matrix, vector, tolerance: function_product(
+            function,
+            lambda x: 0.5 * x @ (matrix @ x),
+            jnp.zeros_like(vector),
+            vector,
+            depth=depth,
+            tolerance=tolerance,
+        )
+    )
+
+
+SIZE = 100  # more than the depth
+
+
+def above(bulk, *top):
+    return np.concatenate([np.linspace(*bulk, SIZE - len(top)), top])
+
+
+CASES = {
+    "exp": (jnp.exp, above((-2, 2))),
+    "sqrt": (jnp.sqrt, above((0.5, 4))),
+    "around 0.5": (principal_coefficient, above((-0.2, 0.4), 0.5, 0.55)),
+    "around 1.5": (principal_coefficient, above((0.0, 0.4), 1.4, 1.5, 1.6)),
+    "around 2.5": (principal_coefficient, above((0.0, 0.4), 0.5, 1.5, 2.4, 2.6)),
+}
+
+
+def exactly(function, eigenvalues, vector):
+    q = orthogonal(SIZE)
+    return q @ (np.asarray(function(jnp.asarray(eigenvalues))) * (q.T @ vector))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_function_product_is_as_good_as_it_says(case):
+    """Below the tolerance, with an estimate that does not flatter, in a part of the products."""
+    function, eigenvalues = CASES[case]
+    matrix, vector = jnp.asarray(symmetric(eigenvalues)), vector_of(SIZE)
+    exact = exactly(function, eigenvalues, vector)
+    size, products = np.linalg.norm(exact), []
+    for tolerance in (1e-2, 1e-5, 1e-9):
+        found = product_of(function)(matrix, jnp.asarray(vector), tolerance)
+        assert bool(found.converged) and int(found.num_products) < 50
+        error = np.linalg.norm(found.value - exact)
+        assert error <= tolerance * size
+        assert 0.5 * error <= float(found.error) <= 1.01 * tolerance * size
+        products.append(int(found.num_products))
+    assert products[0] < products[1] < products[2]
+
+
+@pytest.mark.parametrize("case", ["exp", "around 1.5"])
+def test_function_product_at_too_small_a_depth_is_not_converged(case):
+    function, eigenvalues = CASES[case]
+    matrix, vector = jnp.asarray(symmetric(eigenvalues)), vector_of(SIZE)
+    found = product_of(function, depth=7)(matrix, jnp.asarray(vector), 1e-9)
+    assert not bool(found.converged) and int(found.num_products) == 7
+    error = np.linalg.norm(found.value - exactly(function, eigenvalues, vector))
+    assert 0.5 * error <= float(found.error) < 100 * error
+
+
+def test_function_product_in_an_exhausted_space_is_exact():
+    """Three eigenvalues: three products hold the answer, for every function and tolerance."""
+    matrix = symmetric(np.resize([0.3, 1.7, 2.9], SIZE))
+    found = product_of(principal_coefficient)(jnp.asarray(matrix), jnp.ones(SIZE), 1e-14)
+    assert bool(found.converged) and float(found.error) == 0 and int(found.num_products) <= 4
+    expected = exactly(principal_coefficient, np.resize([0.3, 1.7, 2.9], SIZE), np.ones(SIZE))
+    np.testing.assert_allclose(found.value, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_function_product_of_zero_is_zero():
+    matrix = jnp.asarray(symmetric(CASES["exp"][1]))
+    found = product_of(jnp.exp)(matrix, jnp.zeros(SIZE), 1e-6)
+    assert bool(found.converged) and float(found.error) == 0
+    np.testing.assert_array_equal(found.value, 0)
+
+
+def test_function_product_of_no_symmetric_or_finite_matrix_is_not_converged():
+    """A derivative that is none, and one that is infinite."""
+
+    @jax.custom_jvp
+    def skewed(x):
+        return jnp.sum(x**2)
+
+    skewed.defjvp(lambda x, v: (skewed(*x), v[0] @ (x[0] + jnp.roll(x[0], 1))))
+    for loss in (skewed, jnp.linalg.norm):
+        found = function_product(jnp.exp, loss, jnp.zeros(5), jnp.arange(1.0, 6))
+        assert not bool(found.converged)
+
+
+def test_function_product_of_a_pytree():
+    params, vector = mixed_params(), jax.tree.map(jnp.cos, mixed_params())
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: mixed_loss(unravel(x))))(flat))
+    found = function_product(
+        lambda x: jnp.exp(1j * x.astype(complex)), mixed_loss, params, vector, tolerance=1e-12
+    )
+    assert jax.tree.structure(found.value) == jax.tree.structure(params)
+    assert {x.dtype for x in jax.tree.leaves(found.value)} == {jnp.dtype(complex)}
+    assert bool(found.converged) and int(found.num_products) <= flat.size
+    expected = scipy.linalg.expm(1j * hessian) @ flatten(vector)
+    np.testing.assert_allclose(flatten(found.value), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_function_product_refusals():
+    loss, params = pfcore.objectives.quadratic, jnp.ones(2)
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        function_product(jnp.exp, loss, params, params, depth=0)
+    with pytest.raises(TypeError, match=r"1\.5"):
+        function_product(jnp.exp, loss, params, params, depth=1.5)
+    for tolerance in (0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="tolerance must be positive and finite"):
+            function_product(jnp.exp, loss, params, params, tolerance=tolerance)
+    with pytest.raises(ValueError, match="one number"):
+        function_product(jnp.exp, lambda x: x, params, params)

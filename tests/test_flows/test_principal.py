@@ -209,11 +209,39 @@ def test_network_many_steps_dense_and_matrix_free_agree():
     )
 
 
+def test_a_tolerance_ends_the_products_early_within_it():
+    """At real and at complex parameters."""
+    full, loose, tight = (
+        jax.jit(principal_flow(regular_loss, 0.3, depth=10, tolerance=tolerance).vector_field)
+        for tolerance in (None, 1e-1, 1e-6)
+    )
+    params = mixed_params()
+    for state in (to_complex(params), complex_point(params)):
+        exact = flatten(full(0.0, state))
+        size = np.linalg.norm(exact)
+        assert 1e-9 * size < np.linalg.norm(flatten(loose(0.0, state)) - exact) < 1e-1 * size
+        assert np.linalg.norm(flatten(tight(0.0, state)) - exact) < 1e-6 * size
+
+
+def test_a_tolerance_out_of_reach_takes_all_products():
+    loss = pfcore.objectives.quadratic_form(np.diag(np.linspace(0.1, 2.0, 12)))
+    state = jnp.ones(12, complex)
+    found, full = (
+        principal_flow(loss, 0.4, depth=5, **options).vector_field(0.0, state)
+        for options in ({"tolerance": 1e-15}, {})
+    )
+    np.testing.assert_allclose(found, full, rtol=1e-12)
+
+
 def test_refuses_options():
     with pytest.raises(ValueError, match="0"):
         principal_flow(mixed_loss, 0.1, depth=0)
     with pytest.raises(TypeError, match=r"1\.5"):
         principal_flow(mixed_loss, 0.1, depth=1.5)
+    with pytest.raises(ValueError, match=r"tolerance = 0\.1 needs a depth"):
+        principal_flow(mixed_loss, 0.1, tolerance=0.1)
+    with pytest.raises(ValueError, match="tolerance must be positive and finite, got 0"):
+        principal_flow(mixed_loss, 0.1, depth=2, tolerance=0)
     with pytest.raises(ValueError, match="imaginary"):
         principal_flow(mixed_loss, 0.1, state="imaginary")
     with pytest.raises(ValueError, match="left"):
