@@ -499,7 +499,8 @@ def top_eigenpairs(
     each until it has found a missed pair or a bound on the probability that there is one is below
     5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
 
-    Memory: about $2\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64).
+    Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64): a
+    restart copies the subspace.
 
     Args:
       loss: $E$, from `params` to a real scalar.

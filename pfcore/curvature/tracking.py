@@ -110,12 +110,13 @@ def _predicted(history: Float[Array, "h k n"]) -> Float[Array, "k n"]:
 
 def _turned_to_fit(
     basis: Float[Array, "k n"], last: Float[Array, "k n"], active: Array
-) -> Float[Array, "k n"]:
-    """The basis of the same subspace that is closest to an earlier one (Procrustes)."""
+) -> tuple[Float[Array, "k n"], Array]:
+    """The basis of the same subspace that is closest to an earlier one (Procrustes), and whether
+    the subspace is that one moved, and not another."""
     both = active[:, None] & active
     overlap = jnp.where(both, last @ basis.T, jnp.eye(len(basis), dtype=basis.dtype))
-    left, _, right = jnp.linalg.svd(overlap)
-    return (left @ right) @ basis
+    left, cosines, right = jnp.linalg.svd(overlap)
+    return (left @ right) @ basis, jnp.min(cosines) > 0.5
 
 
 def tracker(
@@ -230,10 +231,10 @@ def tracker(
         last = jax.vmap(lambda u: ravel(u)[0])(state.pairs.vectors)
         signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
         vectors = signs[:, None] * basis
-        latest = _turned_to_fit(vectors, history[0], active)
+        latest, moved = _turned_to_fit(vectors, history[0], active)
         grown = next_count(pairs, count)
-        # A subspace of another size has no past.
-        past = jnp.where(grown == count, history[:-1], 0.0)
+        # Another subspace, or one of another size, has no past.
+        past = jnp.where((grown == count) & moved, history[:-1], 0.0)
         return TrackerState(
             pairs=shown(pairs._replace(vectors=jax.vmap(unravel)(vectors)), count),
             num_tracked=grown,

@@ -9,7 +9,7 @@ import pfcore
 from pfcore.curvature import track, tracker
 from pfcore.curvature.dense import gradient_and_hessian
 from pfcore.curvature.eigenpairs import SMALL
-from pfcore.curvature.tracking import GUARD_EVERY
+from pfcore.curvature.tracking import CHECK_EVERY
 from tests.conftest import flatten_path, small_network
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -184,16 +184,16 @@ def test_the_next_direction_overtakes():
     path, true = designed_path(lambda t: [5 + t, 4 - t, 1 + 10 * t], turning=0)
     right = right_points(path, true)
     crossing = int(np.ceil(3 / 11 * 40))
-    assert np.all(right[:crossing]) and np.all(right[crossing + 2 * GUARD_EVERY :]), right
+    assert np.all(right[:crossing]) and np.all(right[crossing + CHECK_EVERY + 1 :]), right
 
 
 @pytest.mark.parametrize("turning", [1.0, 0.0], ids=["turning", "fixed"])
 def test_a_direction_from_far_below_overtakes(turning):
-    """At first it is the last of all, and the guard follows another one."""
+    """At first it is the last of all, and only the check can find it."""
     path, true = designed_path(lambda t: [5 + t, 4 - t, 10 * t - 1], turning)
     right = right_points(path, true)
     crossing = int(np.ceil(5 / 11 * 40))
-    assert np.all(right[:crossing]) and np.all(right[crossing + 2 * GUARD_EVERY :]), right
+    assert np.all(right[:crossing]) and np.all(right[crossing + CHECK_EVERY + 1 :]), right
 
 
 def test_refusals():
