@@ -126,6 +126,8 @@ def _environment(profile: str) -> dict[str, str]:
     changed = ("PFCORE_CLAIMS_DIR", "MPLBACKEND")
     env = {key: value for key, value in os.environ.items() if key not in changed}
     env |= {"PFCORE_PROFILE": profile, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONHASHSEED": "0"}
+    # XLA's remarks on how long it compiled depend on the machine, and would be stored.
+    env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if profile == "quick":
         env.setdefault("JAX_PLATFORMS", "cpu")
     return env
