@@ -8,7 +8,7 @@ is a block Krylov method that spends its products where they are needed.
 
 It is written here rather than taken from matfree, whose depth is fixed beforehand and whose
 results carry no residuals, or from `jax.experimental.sparse.linalg.lobpcg_standard`, which takes
-five times the products (`benchmarks/curvature.py`).
+several times the products (`benchmarks/curvature.py`).
 """
 
 import functools

@@ -66,7 +66,8 @@ def trace(
 
     "xtrace": the large eigenvalues are projected out by the probes themselves, and the rest
     estimated (matfree's implementation). Two products a probe, and memory for $3p$ vectors. On the
-    digits network of the book, for the same 100 products, its standard error is half Hutchinson's.
+    digits network of the book, for the same 100 products, its standard error is little more
+    than half of Hutchinson's.
 
     matfree's own Hutchinson estimator multiplies all probes at once: slower on a CPU, and its
     memory grows with the probes.

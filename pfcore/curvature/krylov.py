@@ -29,7 +29,7 @@ def lag(size: int | jax.Array) -> jax.Array:
     A fixed number would do where errors fall geometrically. Where f has a singularity among the
     eigenvalues, as log(1 - z)/z has at 1, they fall like a power of the depth, and the distance
     over two products was up to nine times smaller than the error (digits networks, hλ₀ = 3); over
-    a quarter it was at most 1.2 times smaller, for 30 % more products.
+    a quarter it was not smaller, for some 30 % more products.
     """
     return STRIDE * jnp.maximum((size + 4 * STRIDE - 1) // (4 * STRIDE), 1)
 
