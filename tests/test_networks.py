@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import pfcore
-from pfcore.networks import ACTIVATIONS, MLP, num_params
+from pfcore.networks import ACTIVATIONS, MLP, ConvNet, num_params
 
 NUMPY = {
     "tanh": np.tanh,
@@ -150,3 +150,55 @@ def test_float64_without_x64_is_refused():
 def test_refusals(sizes, activation, error, message):
     with pytest.raises(error, match=message):
         MLP(sizes, activation=activation, rngs=nnx.Rngs(0))
+
+
+def conv_net(image_shape=(8, 4, 2), channels=(3, 5), dtype=jnp.float64, **kwargs):
+    return ConvNet(image_shape, channels, 4, param_dtype=dtype, rngs=nnx.Rngs(0), **kwargs)
+
+
+def test_conv_net_against_xla_convolutions(x64):
+    """The same with `jax.lax.conv_general_dilated` in place of patches, written out."""
+    model = conv_net()
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 4, 2)))
+    x = inputs
+    for block in model.blocks:
+        kernel = block.linear.kernel[...]
+        kernel = kernel.reshape(3, 3, -1, kernel.shape[-1])
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jnp.tanh(x + block.linear.bias[...])
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+    expected = x.reshape(6, -1) @ model.last.kernel[...] + model.last.bias[...]
+    np.testing.assert_allclose(model(inputs), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_conv_net_counts_its_parameters(x64):
+    assert num_params(conv_net()) == 19 * 3 + 28 * 5 + 11 * 4
+
+
+def test_conv_net_is_analytic(x64):
+    """Along a direction into the complex plane it obeys Cauchy and Riemann's equations."""
+    inputs = np.random.default_rng(0).normal(size=(3, 8, 4, 2))
+    loss, params = pfcore.losses.full_batch(conv_net(), inputs, np.array([0, 1, 2]), kind="mse")
+    rng = np.random.default_rng(1)
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(complex), params)
+
+    def along(z):
+        return loss(jax.tree.map(lambda x, d: x.astype(complex) + z * d, params, direction))
+
+    step = 1e-4
+    slope = (along(step) - along(-step)) / (2 * step)
+    to_the_side = (along(1j * step) - along(-1j * step)) / (2j * step)
+    assert complex(to_the_side) == pytest.approx(complex(slope), rel=1e-6)
+
+
+def test_conv_net_refusals():
+    with pytest.raises(ValueError, match=r"divisible by 2 once for each block, got \(8, 6, 1\)"):
+        ConvNet((8, 6, 1), (2, 2), 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        ConvNet((8, 8, 1), (2, 0), 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="unknown activation 'gelu2'"):
+        ConvNet((8, 8, 1), (2,), 3, activation="gelu2", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="float64 is not available"):
+        ConvNet((8, 8, 1), (2,), 3, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
