@@ -47,6 +47,7 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from matfree import decomp, eig, stochtrace
 from scipy.sparse.linalg import LinearOperator, eigsh
+from tables import table
 
 import pfcore
 from pfcore import curvature
@@ -128,15 +129,6 @@ def compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
 
 def seconds(value: float) -> str:
     return f"{1e3 * value:.2f} ms" if value < 0.1 else f"{1e3 * value:.0f} ms"
-
-
-def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    print(f"\n{title}\n")
-    for row in (head, tuple("-" * width for width in widths), *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join(cells), flush=True)
 
 
 def ratio(times: dict[str, float], name: str, peers: list[str], goal: str | None = None):

@@ -28,6 +28,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tables import table
+
 EULER_STEPS = 105_000  # for each step of gradient descent
 PYTHON_STEPS = 2_000  # timed of the loop in Python
 
@@ -272,15 +274,6 @@ def seconds(value: float) -> str:
     if value < 1:
         return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"
     return f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
-
-
-def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    print(f"\n{title}\n")
-    for row in (head, tuple("-" * width for width in widths), *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join(cells), flush=True)
 
 
 def print_landscape() -> None:

@@ -13,7 +13,6 @@ several times the products (`benchmarks/curvature.py`).
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -407,24 +406,6 @@ def search_eigenpairs(
     return jax.lax.while_loop(lambda s: ~s.next.done, cycle, begin)
 
 
-def eigenpairs_of(
-    found: Search, count: int, tolerance: jax.Array, sign: int, unravel: Callable
-) -> Eigenpairs:
-    """What a finished search says, or NaN where its products cannot have been a Hessian's."""
-    space, ritz = found.space, found.ritz
-    values, residuals = ritz.values[:count], ritz.residuals[:count]
-    known = jnp.isfinite(values) & is_symmetric(space.asymmetry, ritz.norm)
-    values = jnp.where(known, sign * values, jnp.nan)
-    residuals = jnp.where(known, residuals, jnp.inf)
-    return Eigenpairs(
-        values=values,
-        vectors=jax.vmap(unravel)(space.basis[:count]),
-        residuals=residuals,
-        converged=residuals <= threshold(values, ritz.norm, tolerance),
-        num_products=found.num_products,
-    )
-
-
 def subspace_rows(count: int, n: int) -> int:
     """Size at which the subspace is compressed.
 
@@ -439,40 +420,76 @@ def check_which(which: str) -> None:
         raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
 
 
-def search_options(which: str, count: int, n: int) -> dict:
-    """How the smallest, too, are the largest: those of −H. With the sign that this takes."""
-    return {
-        "which": "magnitude" if which == "magnitude" else "largest",
-        "rows": subspace_rows(count, n),
-        "count": count,
-    }
+def find_eigenpairs(
+    loss: Loss,
+    params: Params,
+    start: Float[Array, "s n"] | None,
+    *,
+    key: PRNGKeyArray,
+    tolerance: jax.Array,
+    max_products: jax.Array,
+    wanted: jax.Array,
+    count: int,
+    which: str,
+    check: bool | jax.Array,
+) -> tuple[Eigenpairs, Params]:
+    """`count` pairs, of which the first `wanted` must converge, and the gradient, a by-product.
+
+    Values are NaN where the products cannot have been a Hessian's. The smallest eigenvalues are
+    the largest of −H.
+    """
+    g, product, flat, unravel = flat_product(loss, params)
+    sign = -1 if which == "smallest" else 1
+    if start is None:
+        key, subkey = jax.random.split(key)
+        start = jax.random.normal(subkey, (1, flat.size), flat.dtype)
+    tolerance = tolerance.astype(flat.dtype)
+    found = search_eigenpairs(
+        lambda v: sign * product(v),
+        start.astype(flat.dtype),
+        key=key,
+        tolerance=tolerance,
+        max_products=max_products,
+        wanted=wanted,
+        count=count,
+        rows=subspace_rows(count, flat.size),
+        which="magnitude" if which == "magnitude" else "largest",
+        check=check,
+    )
+    space, ritz = found.space, found.ritz
+    values, residuals = ritz.values[:count], ritz.residuals[:count]
+    known = jnp.isfinite(values) & is_symmetric(space.asymmetry, ritz.norm)
+    values = jnp.where(known, sign * values, jnp.nan)
+    residuals = jnp.where(known, residuals, jnp.inf)
+    pairs = Eigenpairs(
+        values=values,
+        vectors=jax.vmap(unravel)(space.basis[:count]),
+        residuals=residuals,
+        converged=residuals <= threshold(values, ritz.norm, tolerance),
+        num_products=found.num_products,
+    )
+    return pairs, unravel(g)
 
 
-def sign_of(which: str) -> int:
-    return -1 if which == "smallest" else 1
+def ravelled_rows(vectors: Params) -> Float[Array, "k n"]:
+    """Vectors stacked along a leading axis, each as one row."""
+    return jax.vmap(lambda tree: ravel(tree)[0])(vectors)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "k", "which", "check"))
 def _top_eigenpairs(loss, params, start, key, tolerance, max_products, *, k, which, check):
-    _, product, flat, unravel = flat_product(loss, params)
-    sign = sign_of(which)
-    if start is None:
-        key, subkey = jax.random.split(key)
-        rows = jax.random.normal(subkey, (1, flat.size), flat.dtype)
-    else:
-        rows = jax.vmap(lambda tree: ravel(tree)[0])(start).astype(flat.dtype)
-    tolerance = tolerance.astype(flat.dtype)
-    found = search_eigenpairs(
-        lambda v: sign * product(v),
-        rows,
+    return find_eigenpairs(
+        loss,
+        params,
+        None if start is None else ravelled_rows(start),
         key=key,
         tolerance=tolerance,
         max_products=max_products,
         wanted=jnp.int32(k),
+        count=k,
+        which=which,
         check=check,
-        **search_options(which, k, flat.size),
-    )
-    return eigenpairs_of(found, k, tolerance, sign, unravel)
+    )[0]
 
 
 def top_eigenpairs(

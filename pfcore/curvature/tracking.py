@@ -16,18 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_loss, check_positive
-from pfcore._trees import Params, num_entries, ravel
+from pfcore._trees import Params, num_entries, scale
 from pfcore.curvature.eigenpairs import (
     Eigenpairs,
     check_eigenpair_count,
     check_which,
     default_products,
-    eigenpairs_of,
-    search_eigenpairs,
-    search_options,
-    sign_of,
+    find_eigenpairs,
+    ravelled_rows,
 )
-from pfcore.curvature.products import flat_product
 
 # Past points that prediction looks at: differences between them are fitted by the ORDER before
 # each, over the last FITS. Measured on the digits network over 200 steps: 9.2 products a step
@@ -165,27 +162,23 @@ def tracker(
     check_which(which)
     if max_k < k:
         raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
-    sign = sign_of(which)
+    sign = -1 if which == "smallest" else 1
     products = jnp.int32(default_products(max_products, max_k))
     tolerance = check_positive("tolerance", tolerance)
 
     def search(params, start, key, wanted, check):
-        g, product, flat, unravel = flat_product(loss, params)
-        if start is None:
-            start = jax.random.normal(jax.random.fold_in(key, 1), (1, flat.size), flat.dtype)
-        allowed = tolerance.astype(flat.dtype)
-        found = search_eigenpairs(
-            lambda v: sign * product(v),
+        return find_eigenpairs(
+            loss,
+            params,
             start,
             key=key,
-            tolerance=allowed,
+            tolerance=tolerance,
             max_products=products,
             wanted=wanted,
+            count=max_k,
+            which=which,
             check=check,
-            **search_options(which, max_k, flat.size),
         )
-        pairs = eigenpairs_of(found, max_k, allowed, sign, unravel)
-        return pairs, found.space.basis[:max_k], unravel(g), unravel
 
     def next_count(pairs: Eigenpairs, count: jax.Array) -> jax.Array:
         if threshold is None:
@@ -210,7 +203,8 @@ def tracker(
         n = num_entries(params)
         check_eigenpair_count("max_k", max_k, n)
         count = jnp.int32(k)
-        pairs, basis, g, _ = search(params, None, key, count, max_k > 1)
+        pairs, g = search(params, None, key, count, max_k > 1)
+        basis = ravelled_rows(pairs.vectors)
         history = jnp.zeros((HISTORY, max_k, n), basis.dtype).at[0].set(basis)
         return TrackerState(
             pairs=shown(pairs, count),
@@ -227,16 +221,16 @@ def tracker(
         start = jnp.where(active[:, None], _predicted(history), 0.0)
         key = jax.random.fold_in(state.key, state.updates)
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1
-        pairs, basis, g, unravel = search(params, start, key, count, check)
-        last = jax.vmap(lambda u: ravel(u)[0])(state.pairs.vectors)
-        signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
-        vectors = signs[:, None] * basis
-        latest, moved = _turned_to_fit(vectors, history[0], active)
+        pairs, g = search(params, start, key, count, check)
+        basis, last = ravelled_rows(pairs.vectors), ravelled_rows(state.pairs.vectors)
+        flipped = jnp.sum(last * basis, axis=1) < 0
+        vectors = jax.vmap(lambda flip, u: scale(jnp.where(flip, -1, 1), u))(flipped, pairs.vectors)
+        latest, moved = _turned_to_fit(basis, history[0], active)
         grown = next_count(pairs, count)
         # Another subspace, or one of another size, has no past.
         past = jnp.where((grown == count) & moved, history[:-1], 0.0)
         return TrackerState(
-            pairs=shown(pairs._replace(vectors=jax.vmap(unravel)(vectors)), count),
+            pairs=shown(pairs._replace(vectors=vectors), count),
             num_tracked=grown,
             gradient=g,
             history=jnp.concatenate([latest[None], past]),
