@@ -1,8 +1,15 @@
 """Data sets: real data, fixed splits, standardised, in the dtype that the caller chooses."""
 
-from typing import NamedTuple
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from pfcore import _official
+from pfcore._checks import check_count
 
 
 class Dataset(NamedTuple):
@@ -14,6 +21,11 @@ class Dataset(NamedTuple):
       train_targets: [n_train] integer classes.
       test_inputs: [n_test, ...] floats, standardised likewise.
       test_targets: [n_test] integer classes.
+      source: where the samples came from, and how many of how many, in a sentence.
+      sha256: fingerprint of the samples before they were standardised, the same whichever copy of
+        the data they were read from: the SHA-256 of training inputs (uint8 pixels [n, height,
+        width, channels] or float64 features), training targets (int32), test inputs and test
+        targets, one after the other, little-endian.
     """
 
     name: str
@@ -21,80 +33,293 @@ class Dataset(NamedTuple):
     train_targets: np.ndarray
     test_inputs: np.ndarray
     test_targets: np.ndarray
+    source: str = ""
+    sha256: str = ""
 
 
 TRAIN_SHARE = 0.8
 SPLIT_SEED = 0
+NUM_CLASSES = {"breast_cancer": 2, "digits": 10, "mnist": 10, "cifar10": 10}
+EMBEDDED = ("breast_cancer", "digits")
+SPLITS = ("official", "test")
 
 
-def _split(name: str, inputs: np.ndarray, targets: np.ndarray, *, divide: bool, dtype) -> Dataset:
-    """A fixed shuffle, then the first 80 % to train on; centred (and scaled) per feature."""
+class _Pool(NamedTuple):
+    """What samples are drawn from: those rows of `inputs` and `targets`."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+
+
+def _embedded(name: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+    """A fixed shuffle, then the first 80 % to train on."""
+    from sklearn.datasets import load_breast_cancer, load_digits
+
+    loader = load_breast_cancer if name == "breast_cancer" else load_digits
+    inputs, targets = loader(return_X_y=True)
+    if name == "digits":
+        inputs = inputs / 16.0
     order = np.random.default_rng(SPLIT_SEED).permutation(len(inputs))
-    inputs, targets = inputs[order], targets[order].astype(np.int32)
-    num_train = int(TRAIN_SHARE * len(inputs))
-    train, test = inputs[:num_train], inputs[num_train:]
-    mean = train.mean(axis=0)
-    deviation = train.std(axis=0) if divide else 1.0
-    return Dataset(
-        name=name,
-        train_inputs=((train - mean) / deviation).astype(dtype),
-        train_targets=targets[:num_train],
-        test_inputs=((test - mean) / deviation).astype(dtype),
-        test_targets=targets[num_train:],
+    inputs, targets = inputs[order], targets[order]
+    n = int(TRAIN_SHARE * len(inputs))
+    samples = {"train": (inputs[:n], targets[:n]), "test": (inputs[n:], targets[n:])}
+    return samples, f"scikit-learn's {name}"
+
+
+@functools.cache
+def _warn_divided() -> None:  # cached: once per process
+    logging.getLogger("pfcore").warning(
+        "%s holds MNIST's test files but not its training files: the test file is divided into "
+        "samples to train on and samples to test on. Add the training files, or ask for this "
+        "division with split='test'.",
+        _official.VARIABLE,
     )
 
 
-def _breast_cancer(dtype) -> Dataset:
-    from sklearn.datasets import load_breast_cancer
+def _images(name: str, split: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+    divided = split == "test"
+    why = ""
+    if name == "mnist" and not divided and _official.only_mnist_test_files():
+        divided, why = True, ", as there are no training files"
+        _warn_divided()
+    samples, remark = _official.read(name, ("test",) if divided else ("train", "test"))
+    found = {part: len(labels) for part, (_, labels) in samples.items()}
+    whole = all(found[part] == _official.SIZES[name][part] for part in found)
+    files = f"official {_official.TITLES[name]} {'test file' if divided else 'files'}"
+    if not whole:
+        counts = " and ".join(
+            f"{n:,} {'training' if part == 'train' else part}" for part, n in found.items()
+        )
+        files = f"{'head' if divided else 'heads'} of the {files} ({counts} samples found"
+        files += f"; {remark})" if remark else ")"
+    return samples, f"{files}, divided in file order{why}" if divided else files
 
-    inputs, targets = load_breast_cancer(return_X_y=True)
-    return _split("breast_cancer", inputs, targets, divide=True, dtype=dtype)
+
+def _check_classes(classes: Any, known: int) -> tuple[int, ...] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not np.iterable(classes):
+        raise TypeError(f"classes must be a sequence of class labels, got {classes!r}")
+    labels = tuple(check_count("each of classes", label, minimum=0) for label in classes)
+    unknown = [label for label in labels if label >= known]
+    if unknown:
+        raise ValueError(f"classes must be from 0 to {known - 1}, got {unknown[0]} in {labels}")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"classes must differ from each other, got {labels}")
+    if len(labels) < 2:
+        raise ValueError(f"classes must be at least two, to tell them apart, got {labels}")
+    return labels
 
 
-def _digits(dtype) -> Dataset:
-    from sklearn.datasets import load_digits
-
-    inputs, targets = load_digits(return_X_y=True)
-    # Border pixels never change, so that dividing by a deviation would divide by zero; all
-    # pixels share one scale, 0 to 16.
-    return _split("digits", inputs / 16.0, targets, divide=False, dtype=dtype)
-
-
-_LOADERS = {"breast_cancer": _breast_cancer, "digits": _digits}
+def _choose_classes(inputs, targets, classes: tuple[int, ...] | None) -> _Pool:
+    if classes is None:
+        return _Pool(inputs, targets.astype(np.int32), np.arange(len(targets)))
+    relabelled = np.full(max(*classes, int(targets.max())) + 1, -1, np.int32)
+    relabelled[list(classes)] = np.arange(len(classes))
+    targets = relabelled[targets]
+    return _Pool(inputs, targets, np.flatnonzero(targets >= 0))
 
 
-def load(name: str, *, dtype: np.typing.DTypeLike = np.float32) -> Dataset:
-    """Load a data set, standardised and split the same way every time.
+def _divide(pool: _Pool, num_test: int | None) -> dict[str, _Pool]:
+    """The last `num_test` rows to test on, the ones before them to train on."""
+    available = len(pool.rows)
+    num_test = max(1, available // 5) if num_test is None else num_test
+    if num_test >= available:
+        raise ValueError(
+            f"num_test is {num_test:,}, which leaves none of the {available:,} samples available "
+            "to train on; ask for fewer"
+        )
+    first, last = pool.rows[:-num_test], pool.rows[-num_test:]
+    return {"train": pool._replace(rows=first), "test": pool._replace(rows=last)}
+
+
+def _draw(
+    part: str, pool: _Pool, number: int | None, seed: int | None
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Inputs, targets, and in words which these are."""
+    available = len(pool.rows)
+    wanted = available if number is None else number
+    if wanted > available or not available:
+        raise ValueError(
+            f"num_{part} is {wanted:,}, but {available:,} samples are available; ask for fewer, "
+            "or for other classes"
+        )
+    rows, words = pool.rows[:wanted], f"first {wanted:,} of {available:,}"
+    if wanted == available:
+        words = f"all {available:,}"
+    if seed is not None:
+        rows = pool.rows[np.random.default_rng(seed).permutation(available)[:wanted]]
+        words += f" in the order of seed {seed}"
+    return np.ascontiguousarray(pool.inputs[rows]), pool.targets[rows], words
+
+
+def _fingerprint(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
+
+
+def _refuse_constant(kind: str, deviation: np.ndarray, number: int) -> None:
+    if not np.all(deviation):
+        raise ValueError(
+            f"{np.sum(deviation == 0)} of {deviation.size} {kind} do not vary over the {number:,} "
+            "samples chosen to train on, and cannot be scaled to deviation 1; choose more samples"
+        )
+
+
+def _standardise_features(train, test, dtype, *, divide: bool) -> tuple[np.ndarray, np.ndarray]:
+    mean, deviation = train.mean(axis=0), np.float64(1.0)
+    if divide:
+        deviation = train.std(axis=0)
+        _refuse_constant("features", deviation, len(train))
+    return ((train - mean) / deviation).astype(dtype), ((test - mean) / deviation).astype(dtype)
+
+
+def _standardise_images(train, test, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """A look-up table of 256 values per channel: no float64 copy of the images is ever made."""
+    channels, values = train.shape[-1], np.arange(256.0)
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(train), 1000):
+        for c in range(channels):
+            counts[c] += np.bincount(train[start : start + 1000, ..., c].ravel(), minlength=256)
+    mean = counts @ values / counts.sum(axis=1)
+    squares = (values - mean[:, np.newaxis]) ** 2
+    deviation = np.sqrt(np.sum(counts * squares, axis=1) / counts.sum(axis=1))
+    _refuse_constant("channels", deviation, len(train))
+    table = ((values - mean[:, np.newaxis]) / deviation[:, np.newaxis]).astype(dtype)
+    scaled = []
+    for images in (train, test):
+        scaled.append(np.empty(images.shape, dtype))
+        for c in range(channels):
+            scaled[-1][..., c] = table[c][images[..., c]]
+    return scaled[0], scaled[1]
+
+
+def load(
+    name: str,
+    *,
+    dtype: np.typing.DTypeLike = np.float32,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    classes: Sequence[int] | np.ndarray | None = None,
+    seed: int | None = None,
+    split: str = "official",
+) -> Dataset:
+    r"""Load a data set, standardised and split the same way every time.
+
+    Two are embedded in scikit-learn, and need no download:
 
     * "breast_cancer": Wisconsin diagnostic breast cancer, 569 samples, 30 features with mean 0
       and deviation 1 over the training samples, 2 classes. 455 to train on, 114 to test.
     * "digits": 8 × 8 images of handwritten digits, 1,797 samples, 64 pixels divided by 16 and
       centred, 10 classes. 1,437 to train on, 360 to test.
 
-    Both are embedded in scikit-learn: nothing is downloaded.
+    Two are read from their official files, downloaded once, with their SHA-256 checked:
+
+    * "mnist": 28 × 28 × 1 images of handwritten digits, 10 classes. 60,000 to train on, 10,000 to
+      test; 11 MB.
+    * "cifar10": 32 × 32 × 3 photographs (height, width, channels), 10 classes. 50,000 to train on,
+      10,000 to test; 162 MB. The order of its training samples takes record $i$ of each of the
+      five batch files in turn, so that heads of the files hold a head of the samples.
+
+    Images are standardised per channel, $x = (p - m_c) / s_c$ with the pixel $p$ and the mean and
+    deviation $m_c$, $s_c$ of channel $c$ over all pixels of the training samples chosen, in
+    float64.
+
+    **Without a network**: set the environment variable `PFCORE_DATA` to a folder that holds the
+    official files, and nothing is downloaded: `mnist/train-images-idx3-ubyte.gz` and its three
+    siblings (or the same without `.gz`), `cifar-10-batches-bin/data_batch_1.bin` and its five
+    siblings (or `cifar-10-binary.tar.gz`). There the files may be heads of the official ones: a
+    whole number of records, for MNIST with a header that says how many. Files with all samples
+    must have the official content. If MNIST's training files are missing there, its test file is
+    divided as with `split="test"`; a warning of the logger "pfcore" and `source` say so.
 
     Args:
       name: one of the names above.
       dtype: floating-point dtype of the inputs, float32 by default.
+      num_train: how many samples to train on, by default all.
+      num_test: how many samples to test on, by default all.
+      classes: labels of the classes to keep, two or more, which become 0, 1, ... in the order
+        given; by default all.
+      seed: by default samples are the first in the data set's order. An integer takes the first of
+        `np.random.default_rng(seed).permutation(n)` instead, of the n training samples and of the
+        n test samples alike.
+      split: "official", or for "mnist" and "cifar10" also "test": only the test file is read (of
+        MNIST: 1.6 MB). Of its samples, in its order, the last `num_test` (by default a fifth,
+        2,000 of 10,000) are tested on, and the ones before them are there to train on.
 
     Returns:
-      A `Dataset` of NumPy arrays.
+      A `Dataset` of NumPy arrays: inputs of the given dtype, features [n, d] or images [n, height,
+      width, channels], and int32 targets [n]; with `source` and `sha256`.
 
     Raises:
-      ValueError: the name is not known.
-      TypeError: `dtype` is not a floating-point dtype.
+      ValueError: the name, split or a class is not known; more samples are asked for than there
+        are; a feature or channel is constant over the training samples; or a file is truncated,
+        altered, or not what its name says.
+      TypeError: `dtype` is not a floating-point dtype, or a number is no integer.
+      FileNotFoundError: `PFCORE_DATA` is set, and a file is not there.
+      ConnectionError: a file could not be downloaded.
 
     Example:
       >>> import pfcore
       >>> pfcore.datasets.load("breast_cancer").train_inputs.shape
       (455, 30)
+      >>> data = pfcore.datasets.load("digits", classes=(3, 8), num_train=100)
+      >>> data.source
+      "scikit-learn's digits, classes 3, 8: first 100 of 299 to train on, all 58 to test on"
 
     References:
       Wolberg, Mangasarian, Street, Street, *Breast Cancer Wisconsin (Diagnostic)*, UCI 1993;
-      Alpaydin, Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998.
+      Alpaydin, Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998;
+      LeCun, Bottou, Bengio, Haffner, *Gradient-based learning applied to document recognition*,
+      Proc. IEEE 86 (1998); Krizhevsky, *Learning multiple layers of features from tiny images*,
+      University of Toronto 2009.
     """
-    if name not in _LOADERS:
-        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(_LOADERS)}")
+    if name not in NUM_CLASSES:
+        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(NUM_CLASSES)}")
     if not np.issubdtype(np.dtype(dtype), np.floating):
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype!r}")
-    return _LOADERS[name](dtype)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if split == "test" and name in EMBEDDED:
+        raise ValueError(
+            f"split='test' divides the test file of 'mnist' or 'cifar10'; {name!r} has none, use "
+            "split='official'"
+        )
+    if num_train is not None:
+        num_train = check_count("num_train", num_train, minimum=1)
+    if num_test is not None:
+        num_test = check_count("num_test", num_test, minimum=1)
+    if seed is not None:
+        seed = check_count("seed", seed, minimum=0)
+    classes = _check_classes(classes, NUM_CLASSES[name])
+
+    samples, source = _embedded(name) if name in EMBEDDED else _images(name, split)
+    pools = {part: _choose_classes(*pair, classes) for part, pair in samples.items()}
+    divided = "train" not in pools
+    if divided:
+        total = len(pools["test"].rows)
+        pools = _divide(pools["test"], num_test)
+    train, train_targets, train_words = _draw("train", pools["train"], num_train, seed)
+    test, test_targets, test_words = _draw("test", pools["test"], num_test, seed)
+    if divided:
+        test_words = test_words.replace(f"all {len(test):,}", f"last {len(test):,} of {total:,}")
+    if name in EMBEDDED:
+        # Border pixels of digits never change, so that dividing by a deviation would divide by
+        # zero; all pixels share one scale.
+        inputs = _standardise_features(train, test, dtype, divide=name == "breast_cancer")
+    else:
+        inputs = _standardise_images(train, test, dtype)
+    if classes is not None:
+        source += f", classes {', '.join(map(str, classes))}"
+    return Dataset(
+        name=name,
+        train_inputs=inputs[0],
+        train_targets=train_targets,
+        test_inputs=inputs[1],
+        test_targets=test_targets,
+        source=f"{source}: {train_words} to train on, {test_words} to test on",
+        sha256=_fingerprint(train, train_targets, test, test_targets),
+    )
