@@ -1,6 +1,16 @@
 """Continuous-time models of gradient descent: flows, Hessian spectra, stability."""
 
-from pfcore import curvature, datasets, flows, losses, networks, objectives, stability
+from pfcore import (
+    curvature,
+    datasets,
+    experiments,
+    flows,
+    losses,
+    networks,
+    objectives,
+    records,
+    stability,
+)
 from pfcore.descent import gradient_descent
 from pfcore.integrate import Trajectory, integrate
 
@@ -10,11 +20,13 @@ __all__ = [
     "Trajectory",
     "curvature",
     "datasets",
+    "experiments",
     "flows",
     "gradient_descent",
     "integrate",
     "losses",
     "networks",
     "objectives",
+    "records",
     "stability",
 ]

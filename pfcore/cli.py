@@ -1,0 +1,68 @@
+"""The command line: list the experiments, run one, take up one that was stopped."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Experiments of the book on gradient descent in continuous time.",
+)
+STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments, and the problems that they can be run on."""
+    from pfcore import experiments  # JAX takes its time; --help should not
+
+    width = max(map(len, experiments.EXPERIMENTS))
+    for name in experiments.EXPERIMENTS:
+        typer.echo(f"{name:{width}}  {experiments.summary(name)}")
+    typer.echo(f"\nProfiles: {', '.join(experiments.PROBLEMS)}")
+    typer.echo(f"Problems (--set problem=NAME): {', '.join(experiments.PROBLEMS['quick'])}")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Experiment, as `pfcore list` shows it.")],
+    profile: Annotated[str, typer.Option(help="quick (a laptop) or full (a GPU).")] = "quick",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoints and the record.", show_default="runs/NAME-PROFILE"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Run an experiment; its arrays and where they came from are stored in a folder."""
+    from pfcore import experiments
+
+    out = Path("runs") / f"{name}-{profile}" if out is None else out
+    # A scheduler that wants its machine back asks with SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = experiments.configure(name, *(settings or ()), profile=profile)
+        record = experiments.run(name, config, out=out, resume=resume, progress=True)
+    except experiments.Interrupted as stopped:
+        typer.echo(f"\n{stopped}; add --resume to the same command to go on", err=True)
+        raise typer.Exit(STOPPED) from None
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    info = record.info
+    if info["diverged"]:
+        typer.echo(f"diverged at step {info['diverged_at_step']}")
+    typer.echo(f"{out}: {len(record.arrays)} arrays, {info['wall_time_s']:.1f} s, {info['device']}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,105 @@
+"""Full-batch gradient descent until, and at, the edge of stability."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from pfcore.experiments import running, training
+from pfcore.experiments.problems import PROBLEMS, Problem, build
+from pfcore.records import Record
+
+NAME = "edge-of-stability"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, and what to measure on the way.
+
+    Attributes:
+      problem: data, network and loss.
+      learning_rate: h.
+      num_steps: of gradient descent.
+      every: steps between measurements.
+      num_eigenpairs: how many of the Hessian's largest are certified at each measurement.
+      tolerance: of their residuals, relative to the largest eigenvalue.
+      checkpoint_every: steps between checkpoints; a multiple of `every`.
+      seed: of the initial weights, and of the eigenpairs' first search.
+    """
+
+    problem: Problem = PROBLEMS["quick"]["digits-mlp"]
+    learning_rate: float = 0.2
+    num_steps: int = 1000
+    every: int = 1
+    num_eigenpairs: int = 2
+    tolerance: float = 1e-3
+    checkpoint_every: int = 50
+    seed: int = 0
+
+
+PROFILES = {
+    "quick": Config(),
+    "full": Config(
+        problem=PROBLEMS["full"]["digits-mlp"],
+        num_steps=5000,
+        num_eigenpairs=10,
+        checkpoint_every=250,
+    ),
+}
+
+
+def plan(config: Config) -> running.Plan:
+    """The run, in pieces of `checkpoint_every` steps."""
+    cuts = training.pieces(config.num_steps, config.checkpoint_every, config.every)
+    built = build(config.problem, seed=config.seed)
+    trainer = training.Trainer(
+        built,
+        num_eigenpairs=config.num_eigenpairs,
+        every=config.every,
+        tolerance=config.tolerance,
+    )
+
+    def start():
+        empty = training.room(sum(cuts), config.num_eigenpairs, config.every)
+        return trainer.start(config.seed), empty, np.int32(0)
+
+    def advance(state, piece: int):
+        position, found, done = state
+        position, new = trainer.advance(position, config.learning_rate, cuts[piece])
+        return position, training.filled(found, int(done), new), np.int32(done + cuts[piece])
+
+    def ended(state) -> bool:
+        _, found, done = state
+        return bool(done) and not np.all(np.isfinite(found.loss_each_step[done - 1]))
+
+    def show(state) -> dict[str, str]:
+        _, found, done = state
+        return training.shown(found, int(done))
+
+    def outcome(state) -> running.Outcome:
+        _, found, done = state
+        return training.outcome(jax.tree.map(lambda x: x[:done], found), config.every)
+
+    return running.Plan(built, len(cuts), start, advance, outcome, ended, show)
+
+
+def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
+    r"""Train at a fixed learning rate and follow the sharpness.
+
+    Gradient descent $\theta_{k+1} = \theta_k - h\,g(\theta_k)$ on the full batch. At every
+    measured step: loss, the largest eigenvalues $\lambda_i$ of the Hessian with residuals, the
+    gradient along their eigenvectors, the principal flow's stability coefficient
+    $\operatorname{Re} \log(1 - h\lambda_0)/(h\lambda_0)$, and the drift
+    $\|Hg\|/\|g\|$.
+
+    Args:
+      config: see `Config`.
+      **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
+
+    Returns:
+      A `Record` with the arrays of `training.Measured`, and besides `step` [M], the measured steps,
+      and `gradient_along_top` [M], the gradient along the top eigenvector. A run that diverges ends
+      with the first loss that is not finite.
+    """
+    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)

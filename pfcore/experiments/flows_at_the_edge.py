@@ -1,0 +1,200 @@
+"""Gradient descent and flows from the same points before, at and after the edge of stability."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pfcore
+from pfcore import curvature, stability
+from pfcore._checks import check_count
+from pfcore._trees import Params, add_scaled, ravel
+from pfcore.experiments import running, training
+from pfcore.experiments.problems import PROBLEMS, Problem, build
+from pfcore.flows import named_flow, principal_flow
+from pfcore.records import Record
+
+NAME = "flows-at-the-edge"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where to start, what to follow, and how far.
+
+    Attributes:
+      problem: data, network and loss.
+      learning_rate: h.
+      starts: steps of gradient descent after which the comparison begins.
+      num_steps: how many steps further it goes, for the real flows.
+      principal_steps: how many for the principal flow, whose field costs up to `depth` products at
+        each evaluation; complex ones where h λ₀ > 1.
+      flows: names, as `pfcore.flows.named_flow` takes them.
+      depth: Hessian products at each evaluation of the principal flow, at most.
+      depth_tolerance: of its field, relative.
+      rtol: of the integration.
+      reach: half-width of the slices of the loss along the top eigenvector, in units of the step
+        that gradient descent takes along it.
+      num_slice: points of a slice.
+      seed: of the initial weights.
+    """
+
+    problem: Problem = PROBLEMS["quick"]["digits-mlp"]
+    learning_rate: float = 0.2
+    starts: tuple[int, ...] = (200, 350, 372, 450)
+    num_steps: int = 10
+    principal_steps: int = 2
+    flows: tuple[str, ...] = ("ngf", "igr", "principal")
+    depth: int = 24
+    depth_tolerance: float = 1e-2
+    rtol: float = 1e-3
+    reach: float = 2.5
+    num_slice: int = 81
+    seed: int = 0
+
+
+PROFILES = {
+    "quick": Config(),
+    "full": Config(
+        problem=PROBLEMS["full"]["digits-mlp"], num_steps=40, principal_steps=10, depth=48
+    ),
+}
+
+
+def plan(config: Config) -> running.Plan:
+    """One piece for each start and each of gradient descent and the flows."""
+    starts = [check_count("every start", s, minimum=0) for s in config.starts]
+    if not starts or sorted(starts) != starts:
+        raise ValueError(f"starts must ascend, got {config.starts!r}")
+    names = ("gd", *config.flows)
+    steps = check_count("num_steps", config.num_steps, minimum=1)
+    principal_steps = min(steps, check_count("principal_steps", config.principal_steps, minimum=1))
+    h = np.float32(config.learning_rate)
+    built = build(config.problem, seed=config.seed)
+    trainer = training.Trainer(built, num_eigenpairs=1)
+    loss = built.loss(built.data)
+    shape = (len(starts), len(names), steps + 1)
+
+    def start():
+        nothing = np.full(shape, np.nan)
+        arrays = {
+            **{name: nothing for name in ("loss", "eigenvalue", "coordinate", "distance")},
+            "completed": np.zeros(shape[:2], bool),
+            "start_eigenvalue": nothing[:, 0, 0],
+            "gradient_share": nothing[:, 0, 0],
+            "slice_offset": np.full((shape[0], config.num_slice), np.nan),
+            "slice_loss": np.full((shape[0], config.num_slice), np.nan),
+        }
+        # At a start: its parameters, the eigenvector there, and gradient descent's own path.
+        path = jax.tree.map(lambda x: jnp.zeros((steps + 1, *x.shape), x.dtype), built.params)
+        return built.params, built.params, path, arrays
+
+    def begin(params: Params, piece_start: int, arrays: dict) -> tuple[Params, Params, Params]:
+        """Train on to the next start; look at the curvature there, and at the loss along it."""
+        last = starts[piece_start - 1] if piece_start else 0
+        params = trainer.descend(params, h, starts[piece_start] - last)
+        pairs = curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(config.seed))
+        vector = jax.tree.map(lambda x: x[0], pairs.vectors)
+        gradient = ravel(jax.grad(loss)(params))[0]
+        along = float(gradient @ ravel(vector)[0])
+        # The vector points to where gradient descent steps.
+        vector = jax.tree.map(lambda x: -x if along > 0 else x, vector)
+        offsets = config.reach * h * abs(along) * np.linspace(-1, 1, config.num_slice)
+        arrays["start_eigenvalue"][piece_start] = pairs.values[0]
+        arrays["gradient_share"][piece_start] = along**2 / float(gradient @ gradient)
+        arrays["slice_offset"][piece_start] = offsets
+        arrays["slice_loss"][piece_start] = jax.jit(
+            lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s)
+        )(offsets.astype(np.float32))
+        return params, vector, pfcore.gradient_descent(loss, params, h, steps)
+
+    def follow(name: str, params: Params, path: Params, eigenvalue: float) -> tuple[Params, bool]:
+        """The path of a flow at the times of gradient descent's steps."""
+        if name == "gd":
+            return path, True
+        count = steps
+        if name == "principal":
+            count = principal_steps
+            flow = principal_flow(
+                loss,
+                h,
+                depth=config.depth,
+                tolerance=config.depth_tolerance,
+                # Below 1 the field is real, and a complex state would only cost more.
+                state="complex" if h * eigenvalue > 0.95 else "real",
+                branch="continued",
+            )
+        else:
+            flow = named_flow(name, loss, h)
+        found = pfcore.integrate(
+            flow, params, h * np.arange(count + 1, dtype=np.float32), rtol=config.rtol, atol=1e-6
+        )
+        return found.params, bool(found.completed)
+
+    def advance(state, piece: int):
+        params, vector, path, arrays = state
+        arrays = {name: array.copy() for name, array in arrays.items()}
+        point, which = divmod(piece, len(names))
+        if which == 0:
+            params, vector, path = begin(params, point, arrays)
+        reached, completed = follow(names[which], params, path, arrays["start_eigenvalue"][point])
+        arrays["completed"][point, which] = completed
+        flat, steps_of = stacked(reached), stacked(path)
+        count = int(np.sum(np.all(np.isfinite(flat), axis=1)))
+        kept = jax.tree.map(lambda x: x[:count], reached)
+        gone = np.linalg.norm(steps_of - steps_of[0], axis=1)
+        at = (point, which, slice(count))
+        arrays["loss"][at] = jax.jit(lambda p: jax.lax.map(loss, p))(kept)
+        arrays["coordinate"][at] = (flat[:count] - flat[0]) @ np.asarray(ravel(vector)[0])
+        arrays["distance"][at] = (
+            np.linalg.norm(flat[:count] - steps_of[:count], axis=1)
+            / np.where(gone > 0, gone, 1)[:count]
+        )
+        arrays["eigenvalue"][at] = curvature.track(
+            loss, kept, 1, key=jax.random.key(config.seed)
+        ).values[:, 0]
+        return params, vector, path, arrays
+
+    def outcome(state) -> running.Outcome:
+        arrays = state[-1]
+        lost = ~np.isfinite(arrays["loss"][:, 0])
+        first = min((starts[p] + k for p, k in np.argwhere(lost).tolist()), default=None)
+        extra = {
+            "start": np.array(starts, np.int32),
+            "time": np.arange(steps + 1, dtype=np.int32),
+            "stability_coefficient": np.asarray(
+                stability.stability_coefficient("principal", h, arrays["start_eigenvalue"])
+            ),
+        }
+        return running.Outcome(extra | arrays, first)
+
+    return running.Plan(built, len(starts) * len(names), start, advance, outcome)
+
+
+def stacked(path: Params) -> np.ndarray:
+    """A path as a matrix [time, n] in double precision."""
+    leaves = [np.asarray(x, np.float64).reshape(len(x), -1) for x in jax.tree.leaves(path)]
+    return np.concatenate(leaves, axis=1)
+
+
+def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
+    r"""Follow gradient descent and flows from the same points of training.
+
+    Train at $h$ to each of P starts; from there take $T$ more steps, and follow each flow over the
+    same time $t = kh$.
+
+    Args:
+      config: see `Config`.
+      **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
+
+    Returns:
+      A `Record`. Its arrays [P, F, T + 1] are for gradient descent first and then the flows of the
+      configuration, NaN where a flow was not followed or not completed: `loss`; `eigenvalue`, the
+      sharpness along the path; `coordinate`, position along the top eigenvector at the start, which
+      points to where gradient descent steps; `distance` to gradient descent, relative to how far
+      it has gone. Besides: `start`, `time`, `completed` [P, F], `start_eigenvalue`,
+      `stability_coefficient` (principal flow), `gradient_share` (of the squared norm, along that
+      eigenvector), `slice_offset` and `slice_loss` [P, S], the loss along it.
+    """
+    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)

@@ -1,0 +1,146 @@
+"""The whole spectrum of the Hessian, at steps of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from pfcore import curvature
+from pfcore._checks import check_count
+from pfcore._trees import num_entries
+from pfcore.experiments import running, training
+from pfcore.experiments.problems import PROBLEMS, Problem, build
+from pfcore.records import Record
+
+NAME = "hessian-through-training"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, and when to look.
+
+    Attributes:
+      problem: data, network and loss.
+      learning_rate: h.
+      steps: of gradient descent after which the spectrum is taken, ascending.
+      num_probes: random vectors of the spectral density.
+      depth: Hessian products for each.
+      num_eigenpairs: how many of the largest eigenvalues are certified besides; the smallest too.
+      tolerance: of their residuals.
+      seed: of weights and random vectors.
+    """
+
+    problem: Problem = PROBLEMS["quick"]["digits-mlp"]
+    learning_rate: float = 0.2
+    steps: tuple[int, ...] = (0, 25, 50, 100, 150, 200, 250, 300, 330, 360, 400, 500, 700, 1000)
+    num_probes: int = 8
+    depth: int = 40
+    num_eigenpairs: int = 10
+    tolerance: float = 1e-3
+    seed: int = 0
+
+
+PROFILES = {
+    "quick": Config(),
+    "full": Config(
+        problem=PROBLEMS["full"]["digits-mlp"],
+        steps=tuple(range(0, 5001, 50)),
+        num_probes=20,
+        depth=80,
+        num_eigenpairs=20,
+    ),
+}
+
+
+def plan(config: Config) -> running.Plan:
+    """One piece for each step at which the spectrum is taken."""
+    steps = [check_count("every step", s, minimum=0) for s in config.steps]
+    if not steps or sorted(set(steps)) != steps:
+        raise ValueError(f"steps must ascend, got {config.steps!r}")
+    built = build(config.problem, seed=config.seed)
+    trainer = training.Trainer(built, num_eigenpairs=1)
+    loss, accuracy = built.loss(built.data), jax.jit(built.accuracy(built.data))
+    value = jax.jit(loss)
+    points, k, nodes = len(steps), config.num_eigenpairs, (config.num_probes, config.depth)
+
+    def start():
+        def room(*shape):
+            return np.full((points, *shape), np.nan, np.float32)
+
+        arrays = {
+            "loss": room(),
+            "test_accuracy": room(),
+            "eigenvalues": room(k),
+            "residuals": room(k),
+            "smallest": room(),
+            "nodes": room(*nodes),
+            "weights": room(*nodes),
+            "trace": room(),
+            "trace_error": room(),
+        }
+        return built.params, arrays
+
+    def advance(state, piece: int):
+        params, arrays = state
+        arrays = {name: array.copy() for name, array in arrays.items()}
+        params = trainer.descend(
+            params, config.learning_rate, steps[piece] - (steps[piece - 1] if piece else 0)
+        )
+        new = {"loss": value(params), "test_accuracy": accuracy(params)}
+        if np.isfinite(new["loss"]):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), piece), 3)
+            top = curvature.top_eigenpairs(loss, params, k, key=keys[0], tolerance=config.tolerance)
+            low = curvature.top_eigenpairs(loss, params, 1, key=keys[1], which="smallest")
+            density = curvature.spectral_density(
+                loss, params, key=keys[2], num_probes=config.num_probes, depth=config.depth
+            )
+            new |= {
+                "eigenvalues": top.values,
+                "residuals": top.residuals,
+                "smallest": low.values[0],
+                "nodes": density.nodes,
+                "weights": density.weights,
+                "trace": density.moment(1) * num_entries(params),
+                "trace_error": density.moment_error(1) * num_entries(params),
+            }
+        for name, found in new.items():
+            arrays[name][piece] = found
+        return params, arrays
+
+    def ended(state) -> bool:
+        done = np.sum(~np.isnan(state[1]["test_accuracy"]))
+        return bool(done) and not np.isfinite(state[1]["loss"][done - 1])
+
+    def outcome(state) -> running.Outcome:
+        arrays = state[1]
+        done = int(np.sum(~np.isnan(arrays["test_accuracy"])))
+        diverged = steps[done - 1] if ended(state) else None
+        kept = {name: array[:done] for name, array in arrays.items()}
+        return running.Outcome({"step": np.array(steps[:done], np.int32)} | kept, diverged)
+
+    def show(state) -> dict[str, str]:
+        done = int(np.sum(~np.isnan(state[1]["test_accuracy"])))
+        if done == 0:
+            return {}
+        return {
+            "loss": f"{state[1]['loss'][done - 1]:.3g}",
+            "sharpness": f"{state[1]['eigenvalues'][done - 1, 0]:.3g}",
+        }
+
+    return running.Plan(built, points, start, advance, outcome, ended, show)
+
+
+def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
+    r"""Take the Hessian's spectral density and its largest eigenvalues along training.
+
+    Args:
+      config: see `Config`.
+      **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
+
+    Returns:
+      A `Record` with, for each of P steps: `step`, `loss`, `test_accuracy`, `eigenvalues` and
+      `residuals` [P, k], `smallest` (eigenvalue), `nodes` and `weights` [P, probes, depth] of the
+      spectral density (`pfcore.curvature.SpectralDensity`), `trace` and `trace_error`.
+    """
+    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)

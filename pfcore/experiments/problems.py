@@ -1,0 +1,205 @@
+"""What is trained: data, network and loss, in a size for a laptop and one for a GPU."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from pfcore import datasets, losses, networks
+from pfcore._checks import Loss
+from pfcore._trees import Params
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set, a network and a loss.
+
+    Attributes:
+      data: "digits", "mnist", "cifar10" or "breast_cancer".
+      split: "official", or "test" to train and test within the official test file.
+      num_train: samples to train on; None for all.
+      num_test: samples to test on; None for all.
+      classes: labels to keep; None for all.
+      network: "mlp", "convnet", "vgg11" or "resnet18".
+      widths: of the hidden layers ("mlp"), of the blocks ("convnet"), or one number, the width
+        ("vgg11", "resnet18").
+      activation: as `networks.MLP` takes it.
+      norm: "none", "group" or "batch".
+      kind: of loss, "mse" or "cross_entropy".
+      microbatch: samples at a time; None for all at once.
+    """
+
+    data: str = "digits"
+    split: str = "official"
+    num_train: int | None = None
+    num_test: int | None = None
+    classes: tuple[int, ...] | None = None
+    network: str = "mlp"
+    widths: tuple[int, ...] = (100, 100, 100)
+    activation: str = "tanh"
+    norm: str = "none"
+    kind: str = "mse"
+    microbatch: int | None = None
+
+
+PROBLEMS: dict[str, dict[str, Problem]] = {
+    "quick": {
+        "digits-mlp": Problem(),
+        "mnist-mlp": Problem(data="mnist", split="test", num_train=1000, num_test=1000),
+        "cifar10-convnet": Problem(
+            data="cifar10", num_train=500, num_test=500, network="convnet", widths=(8, 16)
+        ),
+        "cifar10-vgg11": Problem(
+            data="cifar10", num_train=250, num_test=500, network="vgg11", widths=(8,)
+        ),
+        "cifar10-resnet18": Problem(
+            data="cifar10", num_train=250, num_test=500, network="resnet18", widths=(8,)
+        ),
+    },
+    "full": {
+        "digits-mlp": Problem(),
+        "mnist-mlp": Problem(data="mnist", num_train=20_000, widths=(200, 200, 200)),
+        "cifar10-convnet": Problem(
+            data="cifar10", num_train=10_000, network="convnet", widths=(32, 64), microbatch=5000
+        ),
+        "cifar10-vgg11": Problem(
+            data="cifar10", num_train=10_000, network="vgg11", widths=(64,), microbatch=2500
+        ),
+        "cifar10-resnet18": Problem(
+            data="cifar10",
+            num_train=10_000,
+            network="resnet18",
+            widths=(64,),
+            norm="group",
+            microbatch=2500,
+        ),
+    },
+}
+
+
+class Data(NamedTuple):
+    """Samples on the device, to be handed to compiled functions as arguments."""
+
+    train_inputs: jax.Array
+    train_targets: jax.Array
+    test_inputs: jax.Array
+    test_targets: jax.Array
+
+
+class Built(NamedTuple):
+    """A problem, ready to train.
+
+    Attributes:
+      params: initial parameters.
+      data: its samples; spread over all devices where there are several and they divide them.
+      loss: `loss(data)` is the full-batch loss, a function of the parameters.
+      accuracy: `accuracy(data)` is the share of test samples classified right, likewise.
+      source: where the samples came from.
+      sha256: of the samples.
+    """
+
+    params: Params
+    data: Data
+    loss: Callable[[Data], Loss]
+    accuracy: Callable[[Data], Callable[[Params], jax.Array]]
+    source: str
+    sha256: str
+
+
+def _network(problem: Problem, found: datasets.Dataset, seed: int) -> nnx.Module:
+    """The network, as many outputs as classes; one for two."""
+    common: dict[str, Any] = {"activation": problem.activation, "rngs": nnx.Rngs(seed)}
+    num_outputs = int(max(found.train_targets.max(), found.test_targets.max())) + 1
+    num_outputs = 1 if num_outputs == 2 else num_outputs
+    if problem.network == "mlp":
+        if problem.norm != "none":
+            raise ValueError(f"the MLP has no normalisation, got norm = {problem.norm!r}")
+        return networks.MLP(
+            (math.prod(found.train_inputs.shape[1:]), *problem.widths, num_outputs), **common
+        )
+    common["norm"] = problem.norm
+    shape = _image_shape(found.train_inputs)
+    if problem.network == "convnet":
+        return networks.ConvNet(shape, problem.widths, num_outputs, **common)
+    deep = {"vgg11": networks.VGG11, "resnet18": networks.ResNet18}
+    if problem.network not in deep:
+        raise ValueError(
+            f"unknown network {problem.network!r}; choose one of mlp, convnet, {', '.join(deep)}"
+        )
+    if len(problem.widths) != 1:
+        raise ValueError(f"{problem.network} takes one width, got {problem.widths!r}")
+    return deep[problem.network](shape, num_outputs, width=problem.widths[0], **common)
+
+
+def _image_shape(inputs: np.ndarray) -> tuple[int, int, int]:
+    """[height, width, channels]; a row of pixels is a square image of one channel."""
+    if inputs.ndim == 4:
+        height, width, channels = inputs.shape[1:]
+        return height, width, channels
+    side = math.isqrt(inputs.shape[1])
+    if side**2 != inputs.shape[1]:
+        raise ValueError(f"samples of {inputs.shape[1]} features are no images; use network = mlp")
+    return (side, side, 1)
+
+
+def _place(array: np.ndarray) -> jax.Array:
+    """On the device, or in equal shares on all of them."""
+    devices = jax.device_count()
+    if devices == 1:
+        return jax.device_put(array)
+    mesh = jax.make_mesh((devices,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("samples") if len(array) % devices == 0 else jax.P()
+    return jax.device_put(array, jax.NamedSharding(mesh, spec))
+
+
+def build(problem: Problem, *, seed: int) -> Built:
+    """Load the data and draw the network's initial weights.
+
+    Args:
+      problem: what to build.
+      seed: of the weights.
+
+    Raises:
+      ValueError: the network, or a combination, is not known.
+      FileNotFoundError, OSError: the data cannot be had; the message says what to do.
+    """
+    found = datasets.load(
+        problem.data,
+        split=problem.split,
+        num_train=problem.num_train,
+        num_test=problem.num_test,
+        classes=problem.classes,
+    )
+    model = _network(problem, found, seed)
+
+    def shaped(inputs: np.ndarray) -> jax.Array:
+        shape = (-1,) if problem.network == "mlp" else _image_shape(inputs)
+        return _place(inputs.reshape(len(inputs), *shape))
+
+    data = Data(
+        shaped(found.train_inputs),
+        _place(found.train_targets),
+        shaped(found.test_inputs),
+        _place(found.test_targets),
+    )
+
+    def loss(data: Data) -> Loss:
+        return losses.full_batch(
+            model,
+            data.train_inputs,
+            data.train_targets,
+            kind=problem.kind,
+            microbatch=problem.microbatch,
+        )[0]
+
+    def accuracy(data: Data) -> Callable[[Params], jax.Array]:
+        return losses.accuracy(
+            model, data.test_inputs, data.test_targets, microbatch=problem.microbatch
+        )[0]
+
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return Built(params, data, loss, accuracy, found.source, found.sha256)

@@ -1,0 +1,136 @@
+"""Runs that last: pieces of work with a checkpoint between them, which can be taken up again.
+
+Work is cut at fixed places, and whatever a piece needs is in the state. So a run that was killed,
+and goes on from its last checkpoint, does on the same machine exactly what it would have done.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from pfcore import records
+from pfcore.experiments.problems import Built
+
+State = Any  # a pytree of arrays
+
+
+class Outcome(NamedTuple):
+    """What a run measured.
+
+    Attributes:
+      arrays: by name.
+      diverged_at_step: the first step at which the loss was not finite; None if there was none.
+    """
+
+    arrays: dict[str, np.ndarray]
+    diverged_at_step: int | None = None
+
+
+class Plan(NamedTuple):
+    """An experiment, cut into pieces.
+
+    Attributes:
+      built: the problem that it trains.
+      num_pieces: how many pieces at most.
+      start: `start() -> State`, everything that the pieces need, and room for what they measure.
+      advance: `advance(state, i) -> State`, piece i.
+      outcome: `outcome(state) -> Outcome`, after the last piece, or where it ended early.
+      ended: `ended(state) -> bool`, whether to stop before the last piece: it diverged.
+      show: `show(state) -> dict`, numbers for the progress bar.
+    """
+
+    built: Built
+    num_pieces: int
+    start: Callable[[], State]
+    advance: Callable[[State, int], State]
+    outcome: Callable[[State], Outcome]
+    ended: Callable[[State], bool] = lambda state: False
+    show: Callable[[State], dict[str, str]] = lambda state: {}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by the user; its last finished piece is kept."""
+
+    def __init__(self, done: int, of: int):
+        super().__init__(f"stopped after {done} of {of} pieces")
+        self.done, self.of = done, of
+
+
+def execute(
+    plan: Plan,
+    run: dict[str, Any],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> records.Record:
+    """Carry out a plan, with checkpoints where it is to be kept.
+
+    Args:
+      plan: what to do.
+      run: the experiment and its configuration, for the record.
+      out: folder for checkpoints and record; None keeps the record in memory only.
+      resume: go on from the last checkpoint in `out`.
+      progress: show a bar.
+
+    Returns:
+      The record, which has been written if there is an `out`.
+
+    Raises:
+      Interrupted: stopped by Ctrl-C (a `KeyboardInterrupt`), after the state was saved.
+      OSError, ValueError, FileExistsError: the run cannot be kept in `out`; said before it begins.
+    """
+    if resume and out is None:
+        raise ValueError("resume needs the folder to resume from (out)")
+    state = plan.start()
+    checkpoints, done, before = None, 0, 0.0
+    if out is not None:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        records.claim(out, run, resume=resume, num_bytes=4 * size + 2**20)
+        if records.is_finished(out):
+            return records.read(out)
+        checkpoints = records.Checkpoints(out)
+        if (restored := checkpoints.restore((state, np.float64(0)))) is not None:
+            done, (state, before) = restored
+    began, saved = time.perf_counter(), done
+    bar = tqdm(total=plan.num_pieces, initial=done, disable=not progress, unit="piece")
+
+    def keep() -> None:
+        if checkpoints is not None:
+            spent = np.float64(before + time.perf_counter() - began)
+            checkpoints.save(done, (state, spent))
+
+    try:
+        with bar:
+            bar.set_postfix(plan.show(state))
+            while done < plan.num_pieces and not plan.ended(state):
+                state = jax.block_until_ready(plan.advance(state, done))
+                done += 1
+                keep()
+                saved = done
+                bar.update()
+                bar.set_postfix(plan.show(state))
+    except KeyboardInterrupt:
+        if saved < done:
+            keep()
+        raise Interrupted(done, plan.num_pieces) from None
+    outcome = plan.outcome(state)
+    info = {
+        **run,
+        "data": {"source": plan.built.source, "sha256": plan.built.sha256},
+        "diverged": outcome.diverged_at_step is not None,
+        "diverged_at_step": outcome.diverged_at_step,
+        "wall_time_s": round(float(before) + time.perf_counter() - began, 3),
+        **records.provenance(),
+    }
+    record = records.Record(outcome.arrays, records.jsonable(info))
+    if out is not None and checkpoints is not None:
+        records.write(record, out)
+        checkpoints.remove()
+        records.forget_run(out)
+    return record

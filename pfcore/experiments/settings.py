@@ -1,0 +1,75 @@
+"""Settings as text: `key=value` on the command line -> a field of a configuration."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pfcore.experiments.problems import PROBLEMS, Problem
+
+
+def _parsed(key: str, text: str, hint: Any, profile: str) -> Any:
+    """`text` as a value of the type that the field is annotated with."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        (hint,) = (argument for argument in arguments if argument is not type(None))
+        return _parsed(key, text, hint, profile)
+    if origin is tuple:
+        parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
+        return tuple(_parsed(key, part.strip(), arguments[0], profile) for part in parts)
+    if hint is Problem:
+        known = PROBLEMS[profile]
+        if text not in known:
+            raise ValueError(f"unknown problem {text!r}; choose one of {', '.join(known)}")
+        return known[text]
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise ValueError(f"{key} must be of type {hint.__name__}, got {text!r}") from error
+
+
+def _replaced(config: Any, key: str, path: list[str], text: str, profile: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    name, *rest = path
+    if name not in hints:
+        raise ValueError(f"unknown setting {key!r}; choose one of {', '.join(names(config))}")
+    if not rest:
+        value = _parsed(key, text, hints[name], profile)
+    elif dataclasses.is_dataclass(inner := getattr(config, name)):
+        value = _replaced(inner, key, rest, text, profile)
+    else:
+        raise ValueError(f"{name!r} has no parts, got {key!r}")
+    return dataclasses.replace(config, **{name: value})
+
+
+def names(config: Any, prefix: str = "") -> list[str]:
+    """Every setting of a configuration, nested ones as `problem.data`."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found.append(prefix + field.name)
+        if dataclasses.is_dataclass(value):
+            found += names(value, f"{prefix}{field.name}.")
+    return found
+
+
+def replace(config: Any, settings: Iterable[str], *, profile: str) -> Any:
+    """A configuration with `key=value` settings applied in order.
+
+    Args:
+      config: a frozen dataclass.
+      settings: such as `["learning_rate=0.1", "problem=mnist-mlp", "problem.widths=50,50"]`.
+      profile: which sizes a problem that is named has.
+
+    Raises:
+      ValueError: a setting is not known or not of its field's type.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"a setting has the form key=value, got {setting!r}")
+        config = _replaced(config, key.strip(), key.strip().split("."), text.strip(), profile)
+    return config

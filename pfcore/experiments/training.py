@@ -1,0 +1,225 @@
+"""Full-batch gradient descent with the top of the Hessian's spectrum certified along the way."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pfcore import curvature, stability
+from pfcore._checks import ScalarLike, check_count, check_learning_rate, check_positive
+from pfcore._trees import Params, add_scaled, ravel
+from pfcore.experiments.problems import Built, Data
+from pfcore.experiments.running import Outcome
+
+
+class Position(NamedTuple):
+    """Where training stands.
+
+    Attributes:
+      params: parameters at the present step.
+      tracked: `curvature.TrackerState` at the same parameters.
+    """
+
+    params: Params
+    tracked: curvature.TrackerState
+
+
+class Measured(NamedTuple):
+    """What is measured at M steps, k eigenpairs each.
+
+    Attributes:
+      loss: [M].
+      loss_each_step: [M, every], the loss at the measured step and at those up to the next.
+      eigenvalues: [M, k], the largest of the Hessian, descending.
+      residuals: [M, k], of the eigenpairs.
+      converged: [M, k], whether the residuals are below the tolerance.
+      num_products: [M], Hessian-vector products that the eigenpairs took.
+      gradient_norm: [M].
+      gradient_projections: [M, k], the gradient along each eigenvector, whose sign is carried on
+        from step to step.
+      stability_coefficient: [M], of the principal flow along the top eigenvector.
+      drift: [M], norm of H g relative to that of g.
+      test_accuracy: [M], between 0 and 1.
+    """
+
+    loss: Any
+    loss_each_step: Any
+    eigenvalues: Any
+    residuals: Any
+    converged: Any
+    num_products: Any
+    gradient_norm: Any
+    gradient_projections: Any
+    stability_coefficient: Any
+    drift: Any
+    test_accuracy: Any
+
+
+class Trainer:
+    """Compiled training of one problem; the samples and the learning rate are arguments.
+
+    Args:
+      built: the problem.
+      num_eigenpairs: k, how many are followed.
+      every: steps between measurements.
+      tolerance: of the eigenpairs' residuals.
+    """
+
+    def __init__(
+        self, built: Built, *, num_eigenpairs: int, every: int = 1, tolerance: float = 1e-3
+    ):
+        self.built = built
+        self.num_eigenpairs = check_count("num_eigenpairs", num_eigenpairs, minimum=1)
+        self.every = check_count("every", every, minimum=1)
+        self.tolerance = float(check_positive("tolerance", tolerance))
+
+    def start(self, seed: int) -> Position:
+        """At the initial parameters, the eigenpairs searched from nothing."""
+        return self._begin(self.built.data, self.built.params, jax.random.key(seed))
+
+    def begin(self, params: Params, seed: int) -> Position:
+        """At other parameters, likewise."""
+        return self._begin(self.built.data, params, jax.random.key(seed))
+
+    def advance(
+        self, position: Position, learning_rate: ScalarLike, num_measurements: int
+    ) -> tuple[Position, Measured]:
+        """`num_measurements` times: measure, then `every` steps of gradient descent."""
+        rate = check_learning_rate(learning_rate)
+        return self._advance(self.built.data, position, rate, num_measurements)
+
+    def descend(self, params: Params, learning_rate: ScalarLike, num_steps: int) -> Params:
+        """The parameters `num_steps` of gradient descent later; nothing is measured."""
+        steps = jnp.int32(check_count("num_steps", num_steps, minimum=0))
+        return self._descend(self.built.data, params, check_learning_rate(learning_rate), steps)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _descend(self, data: Data, params: Params, rate: Array, steps: Array) -> Params:
+        loss = self.built.loss(data)
+        return jax.lax.fori_loop(
+            jnp.int32(0), steps, lambda _, p: add_scaled(p, -rate, jax.grad(loss)(p)), params
+        )
+
+    def _tracker(self, data: Data) -> curvature.Tracker:
+        return curvature.tracker(
+            self.built.loss(data), self.num_eigenpairs, tolerance=self.tolerance
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _begin(self, data: Data, params: Params, key: Array) -> Position:
+        return Position(params, self._tracker(data).init(params, key))
+
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def _advance(
+        self, data: Data, position: Position, rate: Array, num_measurements: int
+    ) -> tuple[Position, Measured]:
+        loss, accuracy = self.built.loss(data), self.built.accuracy(data)
+        tracker = self._tracker(data)
+
+        def measured(position: Position) -> dict[str, Any]:
+            params, (pairs, _, gradient, *_) = position
+            flat, _ = ravel(gradient)
+            along = jax.vmap(lambda u: ravel(u)[0])(pairs.vectors) @ flat
+            return {
+                "loss": loss(params),
+                "eigenvalues": pairs.values,
+                "residuals": pairs.residuals,
+                "converged": pairs.converged,
+                "num_products": pairs.num_products,
+                "gradient_norm": jnp.linalg.norm(flat),
+                "gradient_projections": along,
+                "stability_coefficient": stability.stability_coefficient(
+                    "principal", rate, pairs.values[0]
+                ),
+                "drift": stability.drift(loss, params).relative,
+                "test_accuracy": accuracy(params),
+            }
+
+        def plain_step(params: Params, _):
+            value, gradient = jax.value_and_grad(loss)(params)
+            return add_scaled(params, -rate, gradient), value
+
+        def step(position: Position, _):
+            found = measured(position)
+            params = add_scaled(position.params, -rate, position.tracked.gradient)
+            params, between = jax.lax.scan(plain_step, params, length=self.every - 1)
+            each = jnp.concatenate([found["loss"][None], between])
+            position = Position(params, tracker.update(params, position.tracked))
+            return position, Measured(loss_each_step=each, **found)
+
+        return jax.lax.scan(step, position, length=num_measurements)
+
+
+def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
+    """How many measurements each piece of a run takes."""
+    for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every)):
+        check_count(name, value, minimum=1)
+        if value % every:
+            raise ValueError(f"{name} must be a multiple of every = {every}, got {value}")
+    whole, rest = divmod(num_steps, checkpoint_every)
+    return [checkpoint_every // every] * whole + [rest // every] * (rest > 0)
+
+
+def room(num_measurements: int, num_eigenpairs: int, every: int) -> Measured:
+    """Host arrays for what so many measurements give: NaN and zero until then."""
+    m, k = num_measurements, num_eigenpairs
+
+    def floats(*shape: int) -> np.ndarray:
+        return np.full(shape, np.nan, np.float32)
+
+    return Measured(
+        loss=floats(m),
+        loss_each_step=floats(m, every),
+        eigenvalues=floats(m, k),
+        residuals=floats(m, k),
+        converged=np.zeros((m, k), bool),
+        num_products=np.zeros(m, np.int32),
+        gradient_norm=floats(m),
+        gradient_projections=floats(m, k),
+        stability_coefficient=floats(m),
+        drift=floats(m),
+        test_accuracy=floats(m),
+    )
+
+
+def filled(room: Measured, start: int, found: Measured) -> Measured:
+    """`room` with what was found written from index `start` on; a copy."""
+    stop = start + len(found.loss)
+
+    def fill(old: np.ndarray, new: jax.Array) -> np.ndarray:
+        array = old.copy()
+        array[start:stop] = new
+        return array
+
+    return jax.tree.map(fill, room, found)
+
+
+def shown(found: Measured, done: int) -> dict[str, str]:
+    """Loss and sharpness at the last measurement, for a progress bar."""
+    if done == 0:
+        return {}
+    return {
+        "loss": f"{found.loss[done - 1]:.3g}",
+        "sharpness": f"{found.eigenvalues[done - 1, 0]:.3g}",
+    }
+
+
+def outcome(found: Measured, every: int, *, trim: bool = True) -> Outcome:
+    """Arrays for the record; with `trim` nothing past the first loss that is not finite."""
+    finite = np.isfinite(found.loss_each_step).ravel()
+    diverged = None if finite.all() else int(np.argmin(finite))
+    kept = len(found.loss) if diverged is None or not trim else diverged // every + 1
+    arrays = {name: array[:kept] for name, array in found._asdict().items()}
+    each = arrays["loss_each_step"].ravel()
+    arrays["loss_each_step"] = each if diverged is None or not trim else each[: diverged + 1]
+    return Outcome(
+        {
+            "step": np.arange(0, kept * every, every, dtype=np.int32),
+            **arrays,
+            "gradient_along_top": arrays["gradient_projections"][:, 0],
+        },
+        diverged,
+    )
