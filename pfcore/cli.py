@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pfcore import experiments
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -18,8 +20,6 @@ STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 @app.command("list")
 def list_experiments() -> None:
     """List the experiments, and the problems that they can be run on."""
-    from pfcore import experiments  # JAX takes its time; --help should not
-
     width = max(map(len, experiments.EXPERIMENTS))
     for name in experiments.EXPERIMENTS:
         typer.echo(f"{name:{width}}  {experiments.summary(name)}")
@@ -30,7 +30,10 @@ def list_experiments() -> None:
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="Experiment, as `pfcore list` shows it.")],
-    profile: Annotated[str, typer.Option(help="quick (a laptop) or full (a GPU).")] = "quick",
+    profile: Annotated[
+        str,
+        typer.Option(help="quick (a laptop) or full (a GPU).", envvar=experiments.PROFILE_VARIABLE),
+    ] = "quick",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -44,16 +47,17 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment; its arrays and where they came from are stored in a folder."""
-    from pfcore import experiments
-
     out = Path("runs") / f"{name}-{profile}" if out is None else out
     # A scheduler that wants its machine back asks with SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = experiments.configure(name, *(settings or ()), profile=profile)
         record = experiments.run(name, config, out=out, resume=resume, progress=True)
-    except experiments.Interrupted as stopped:
-        typer.echo(f"\n{stopped}; add --resume to the same command to go on", err=True)
+    except KeyboardInterrupt as stopped:
+        # Before its first piece and after its last a run has no more to say than that.
+        typer.echo(
+            f"\n{str(stopped) or 'stopped'}; add --resume to the same command to go on", err=True
+        )
         raise typer.Exit(STOPPED) from None
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

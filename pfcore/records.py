@@ -129,15 +129,19 @@ def write(record: Record, folder: str | Path) -> None:
       folder: made if it does not exist.
 
     Raises:
-      TypeError: an array holds Python objects.
+      TypeError: an array holds anything else, such as Python objects.
       OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(array) for name, array in record.arrays.items()}
     for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise TypeError(f"array {name!r} holds Python objects, which a record does not keep")
+        if array.dtype.kind not in "biufc":
+            raise TypeError(
+                f"array {name!r} is of dtype {array.dtype}; a record keeps numbers and booleans"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    # What an older record described is about to go.
+    (folder / RECORD).unlink(missing_ok=True)
     # Entries of the archive carry no time, so that the same arrays give the same bytes.
     partial = folder / (ARRAYS + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -162,12 +166,16 @@ def read(folder: str | Path) -> Record:
     if not (folder / RECORD).is_file():
         begun = " A run was begun there: finish it with --resume." if has_run(folder) else ""
         raise FileNotFoundError(f"no {RECORD} in {str(folder)!r}.{begun}")
-    info = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(f"{str(folder / ARRAYS)!r} cannot be read: {error}") from error
+    with open(folder / ARRAYS, "rb") as file:
+        try:
+            reading = RECORD
+            info = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            reading = ARRAYS
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        # One wrong byte can pick another decompressor, with errors of its own.
+        except Exception as error:
+            raise ValueError(f"{str(folder / reading)!r} cannot be read: {error}") from error
     described = info.pop("arrays", {})
     found = {n: {"shape": list(a.shape), "dtype": str(a.dtype)} for n, a in arrays.items()}
     if found != described:
@@ -189,7 +197,8 @@ def has_run(folder: str | Path) -> bool:
 
 
 def forget_run(folder: str | Path) -> None:
-    """Remove what only a run that is under way needs; the record says the same."""
+    """Remove what only a run that is under way needs: checkpoints, and what the record repeats."""
+    shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
     (Path(folder) / RUN).unlink(missing_ok=True)
 
 
@@ -288,34 +297,37 @@ class Checkpoints:
         """Store a pytree of arrays under a number that grows."""
         if number == self._manager.latest_step():
             return
-        self._manager.save(number, args=self._args.StandardSave(_keys_as_data(state)))
+        self._manager.save(number, args=self._args.StandardSave(_storable(state)))
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The latest number and state, in the structure, dtypes and sharding of `like`; or None."""
         number = self._manager.latest_step()
         if number is None:
             return None
-        stored = self._manager.restore(number, args=self._args.StandardRestore(_keys_as_data(like)))
-        return number, jax.tree.map(_key_as_before, like, stored)
+        stored = self._manager.restore(number, args=self._args.StandardRestore(_storable(like)))
+        return number, jax.tree.map(_as_before, like, stored)
 
     def close(self) -> None:
+        """End Orbax's threads; what was saved stays."""
         self._manager.close()
-
-    def remove(self) -> None:
-        """Close, and delete what the finished run no longer needs."""
-        self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _keys_as_data(state: Any) -> Any:
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+def _storable(state: Any) -> Any:
+    """The state in what Orbax takes: keys as their data, NumPy's scalars as arrays."""
+
+    def storable(leaf: Any) -> Any:
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+
+    return jax.tree.map(storable, state)
 
 
-def _key_as_before(like: Any, stored: Any) -> Any:
+def _as_before(like: Any, stored: Any) -> Any:
     if _is_key(like):
         return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(like))
-    return stored
+    return like.dtype.type(stored) if isinstance(like, np.generic) else stored

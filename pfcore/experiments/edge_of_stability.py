@@ -20,7 +20,8 @@ class Config:
     Attributes:
       problem: data, network and loss.
       learning_rate: h.
-      num_steps: of gradient descent.
+      num_steps: of gradient descent that are watched.
+      first_step: steps taken before that, unwatched.
       every: steps between measurements.
       num_eigenpairs: how many of the Hessian's largest are certified at each measurement.
       tolerance: of their residuals, relative to the largest eigenvalue.
@@ -31,6 +32,7 @@ class Config:
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]
     learning_rate: float = 0.2
     num_steps: int = 1000
+    first_step: int = 0
     every: int = 1
     num_eigenpairs: int = 2
     tolerance: float = 1e-3
@@ -61,8 +63,9 @@ def plan(config: Config) -> running.Plan:
     )
 
     def start():
-        empty = training.room(sum(cuts), config.num_eigenpairs, config.every)
-        return trainer.start(config.seed), empty, np.int32(0)
+        empty = training.room(trainer, sum(cuts))
+        params = trainer.descend(built.params, config.learning_rate, config.first_step)
+        return trainer.begin(params, config.seed), empty, np.int32(0)
 
     def advance(state, piece: int):
         position, found, done = state
@@ -79,7 +82,9 @@ def plan(config: Config) -> running.Plan:
 
     def outcome(state) -> running.Outcome:
         _, found, done = state
-        return training.outcome(jax.tree.map(lambda x: x[:done], found), config.every)
+        return training.outcome(
+            jax.tree.map(lambda x: x[:done], found), config.every, first=config.first_step
+        )
 
     return running.Plan(built, len(cuts), start, advance, outcome, ended, show)
 

@@ -75,7 +75,7 @@ def plan(config: Config) -> running.Plan:
 
     def start():
         position = trainer.start(config.seed)
-        return position, position, training.room(sum(cuts), config.num_eigenpairs, every)
+        return position, position, training.room(trainer, sum(cuts))
 
     def advance(state, piece: int):
         position, change, found = state

@@ -31,6 +31,8 @@ class Problem:
       norm: "none", "group" or "batch".
       kind: of loss, "mse" or "cross_entropy".
       microbatch: samples at a time; None for all at once.
+      dtype: of parameters and samples, "float32" or "float64" (which needs
+        `jax.config.jax_enable_x64`).
     """
 
     data: str = "digits"
@@ -44,6 +46,7 @@ class Problem:
     norm: str = "none"
     kind: str = "mse"
     microbatch: int | None = None
+    dtype: str = "float32"
 
 
 PROBLEMS: dict[str, dict[str, Problem]] = {
@@ -57,7 +60,7 @@ PROBLEMS: dict[str, dict[str, Problem]] = {
             data="cifar10", num_train=250, num_test=500, network="vgg11", widths=(8,)
         ),
         "cifar10-resnet18": Problem(
-            data="cifar10", num_train=250, num_test=500, network="resnet18", widths=(8,)
+            data="cifar10", num_train=100, num_test=500, network="resnet18", widths=(8,)
         ),
     },
     "full": {
@@ -167,14 +170,20 @@ def build(problem: Problem, *, seed: int) -> Built:
       ValueError: the network, or a combination, is not known.
       FileNotFoundError, OSError: the data cannot be had; the message says what to do.
     """
+    if problem.dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {problem.dtype!r}")
     found = datasets.load(
         problem.data,
+        dtype=problem.dtype,
         split=problem.split,
         num_train=problem.num_train,
         num_test=problem.num_test,
         classes=problem.classes,
     )
     model = _network(problem, found, seed)
+    # Drawn in single precision whatever the problem's, so that both start from the same weights.
+    drawn = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree.map(lambda x: x.astype(problem.dtype), drawn))
 
     def shaped(inputs: np.ndarray) -> jax.Array:
         shape = (-1,) if problem.network == "mlp" else _image_shape(inputs)

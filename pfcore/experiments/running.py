@@ -4,8 +4,11 @@ Work is cut at fixed places, and whatever a piece needs is in the state. So a ru
 and goes on from its last checkpoint, does on the same machine exactly what it would have done.
 """
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +64,30 @@ class Interrupted(KeyboardInterrupt):
         self.done, self.of = done, of
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM where it is caught, wait until the block is done.
+
+    Orbax cannot store under a number again where it was interrupted in the middle of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are for the main thread
+        return
+    came: list[int] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in usual.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
 def execute(
     plan: Plan,
     run: dict[str, Any],
@@ -93,31 +120,28 @@ def execute(
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         records.claim(out, run, resume=resume, num_bytes=4 * size + 2**20)
         if records.is_finished(out):
+            records.forget_run(out)
             return records.read(out)
         checkpoints = records.Checkpoints(out)
         if (restored := checkpoints.restore((state, np.float64(0)))) is not None:
             done, (state, before) = restored
-    began, saved = time.perf_counter(), done
+    began = time.perf_counter()
     bar = tqdm(total=plan.num_pieces, initial=done, disable=not progress, unit="piece")
-
-    def keep() -> None:
-        if checkpoints is not None:
-            spent = np.float64(before + time.perf_counter() - began)
-            checkpoints.save(done, (state, spent))
-
     try:
         with bar:
             bar.set_postfix(plan.show(state))
             while done < plan.num_pieces and not plan.ended(state):
                 state = jax.block_until_ready(plan.advance(state, done))
-                done += 1
-                keep()
-                saved = done
+                with _undisturbed():
+                    done += 1
+                    if checkpoints is not None:
+                        spent = np.float64(before + time.perf_counter() - began)
+                        checkpoints.save(done, (state, spent))
                 bar.update()
                 bar.set_postfix(plan.show(state))
     except KeyboardInterrupt:
-        if saved < done:
-            keep()
+        if checkpoints is not None:
+            checkpoints.close()
         raise Interrupted(done, plan.num_pieces) from None
     outcome = plan.outcome(state)
     info = {
@@ -130,7 +154,8 @@ def execute(
     }
     record = records.Record(outcome.arrays, records.jsonable(info))
     if out is not None and checkpoints is not None:
-        records.write(record, out)
-        checkpoints.remove()
-        records.forget_run(out)
+        with _undisturbed():
+            records.write(record, out)
+            checkpoints.close()
+            records.forget_run(out)
     return record

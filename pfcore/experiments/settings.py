@@ -35,7 +35,9 @@ def _replaced(config: Any, key: str, path: list[str], text: str, profile: str) -
     hints = typing.get_type_hints(type(config))
     name, *rest = path
     if name not in hints:
-        raise ValueError(f"unknown setting {key!r}; choose one of {', '.join(names(config))}")
+        prefix = key.removesuffix(".".join(path))
+        known = ", ".join(names(config, prefix))
+        raise ValueError(f"unknown setting {key!r}; choose one of {known}")
     if not rest:
         value = _parsed(key, text, hints[name], profile)
     elif dataclasses.is_dataclass(inner := getattr(config, name)):

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from pfcore import curvature, stability
 from pfcore._checks import ScalarLike, check_count, check_learning_rate, check_positive
-from pfcore._trees import Params, add_scaled, ravel
+from pfcore._trees import Params, add_scaled, ravel, real_dtype
 from pfcore.experiments.problems import Built, Data
 from pfcore.experiments.running import Outcome
 
@@ -163,12 +163,13 @@ def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
     return [checkpoint_every // every] * whole + [rest // every] * (rest > 0)
 
 
-def room(num_measurements: int, num_eigenpairs: int, every: int) -> Measured:
+def room(trainer: Trainer, num_measurements: int) -> Measured:
     """Host arrays for what so many measurements give: NaN and zero until then."""
-    m, k = num_measurements, num_eigenpairs
+    m, k, every = num_measurements, trainer.num_eigenpairs, trainer.every
+    dtype = real_dtype(trainer.built.params)
 
     def floats(*shape: int) -> np.ndarray:
-        return np.full(shape, np.nan, np.float32)
+        return np.full(shape, np.nan, dtype)
 
     return Measured(
         loss=floats(m),
@@ -207,7 +208,7 @@ def shown(found: Measured, done: int) -> dict[str, str]:
     }
 
 
-def outcome(found: Measured, every: int, *, trim: bool = True) -> Outcome:
+def outcome(found: Measured, every: int, *, first: int = 0, trim: bool = True) -> Outcome:
     """Arrays for the record; with `trim` nothing past the first loss that is not finite."""
     finite = np.isfinite(found.loss_each_step).ravel()
     diverged = None if finite.all() else int(np.argmin(finite))
@@ -217,9 +218,9 @@ def outcome(found: Measured, every: int, *, trim: bool = True) -> Outcome:
     arrays["loss_each_step"] = each if diverged is None or not trim else each[: diverged + 1]
     return Outcome(
         {
-            "step": np.arange(0, kept * every, every, dtype=np.int32),
+            "step": first + np.arange(0, kept * every, every, dtype=np.int32),
             **arrays,
             "gradient_along_top": arrays["gradient_projections"][:, 0],
         },
-        diverged,
+        None if diverged is None else first + diverged,
     )

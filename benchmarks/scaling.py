@@ -1,0 +1,207 @@
+"""What a step costs, against parameters and samples, and the memory it takes.
+
+    python benchmarks/scaling.py               # everything, some minutes on two cores
+    python benchmarks/scaling.py training      # or samples, parameters, microbatch
+    JAX_PLATFORMS=cuda python benchmarks/scaling.py
+
+* training: the digits run of the book, 1,000 steps with the top two eigenpairs certified to 1e-3 at
+  every step, and at every tenth; compiled first, then timed from the initial parameters.
+* samples, parameters: one step of gradient descent, one Hessian product, and one step with the top
+  two eigenvalues tracked, on images of CIFAR-10's shape or the digits; medians over interleaved
+  rounds. The images are random numbers where no data is needed to know the cost.
+* microbatch: the same loss in one piece and in pieces.
+
+Memory is what XLA sets aside for temporaries of one compiled gradient or product, beyond arguments
+and results. In single precision, on the processor unless JAX_PLATFORMS says otherwise.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tables import table
+
+from pfcore import curvature, datasets, experiments, losses, networks
+from pfcore._trees import add_scaled
+from pfcore.experiments import training
+from pfcore.experiments.problems import build
+
+RATE = np.float32(0.01)
+ROUNDS = 5
+
+
+def timed(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each; all take turns, so that noise hits all alike."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def memory(function: Callable[..., Any], *arguments: Any) -> str:
+    """Megabytes of temporaries that XLA plans for a call."""
+    found = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return "unknown" if found is None else f"{found.temp_size_in_bytes / 1e6:.1f}"
+
+
+def costs(model: nnx.Module, inputs: np.ndarray, rounds: int, microbatch: int | None = None):
+    """Milliseconds of a step, a product, a tracked step; megabytes of a gradient, a product."""
+    targets = np.arange(len(inputs)) % 10
+    data = (jnp.asarray(inputs), jnp.asarray(targets, dtype=jnp.int32))
+    _, params = losses.full_batch(model, *data, kind="mse", microbatch=microbatch)
+
+    def loss_of(data):
+        return losses.full_batch(model, *data, kind="mse", microbatch=microbatch)[0]
+
+    def gradient(data, params):
+        return jax.grad(loss_of(data))(params)
+
+    def product(data, params, vector):
+        return curvature.hvp(loss_of(data), params, vector)
+
+    @jax.jit
+    def steps(data, params):
+        return jax.lax.fori_loop(0, 5, lambda _, p: add_scaled(p, -RATE, gradient(data, p)), params)
+
+    @jax.jit
+    def products(data, params, vector):
+        _, apply = curvature.linearized_hvp(loss_of(data), params)
+
+        def body(_, v):
+            return jax.tree.map(lambda x: x / jnp.float32(1000.0), apply(v))
+
+        return jax.lax.fori_loop(0, 5, body, vector)
+
+    @jax.jit
+    def begin(data, params):
+        return curvature.tracker(loss_of(data), 2).init(params, jax.random.key(0))
+
+    @jax.jit
+    def tracked(data, params, state):
+        tracker = curvature.tracker(loss_of(data), 2)
+
+        def body(_, both):
+            params, state = both
+            params = add_scaled(params, -RATE, state.gradient)
+            return params, tracker.update(params, state)
+
+        return jax.lax.fori_loop(0, 5, body, (params, state))
+
+    state = begin(data, params)
+    seconds = timed(
+        {
+            "step": lambda: steps(data, params),
+            "product": lambda: products(data, params, params),
+            "tracked": lambda: tracked(data, params, state),
+        },
+        rounds,
+    )
+    return (
+        *(f"{1e3 * value / 5:.1f}" for value in seconds.values()),
+        memory(gradient, data, params),
+        memory(product, data, params, params),
+    )
+
+
+HEAD = ("step, ms", "product, ms", "tracked step, ms", "gradient, MB", "product, MB")
+
+
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 32, 32, 3)).astype(np.float32)
+
+
+def by_samples(rounds: int) -> None:
+    rows = []
+    for count in (64, 128, 256, 512):
+        model = networks.ConvNet((32, 32, 3), (8, 16), 10, rngs=nnx.Rngs(0))
+        rows.append((f"{count:,}", *costs(model, random_images(count), rounds)))
+    table("conv net, 11,642 parameters, images 32 × 32 × 3", ("samples", *HEAD), rows)
+
+
+def by_parameters(rounds: int) -> None:
+    digits = datasets.load("digits").train_inputs
+    rows = []
+    for width in (30, 100, 300, 600):
+        model = networks.MLP((64, width, width, width, 10), rngs=nnx.Rngs(0))
+        rows.append((f"MLP, {networks.num_params(model):,}", *costs(model, digits, rounds)))
+    images = random_images(64)
+    for name, network in (("VGG-11", networks.VGG11), ("ResNet-18", networks.ResNet18)):
+        for width in (4, 8):
+            model = network((32, 32, 3), 10, width=width, rngs=nnx.Rngs(0))
+            count = f"{networks.num_params(model):,}"
+            rows.append((f"{name}, {count}", *costs(model, images, rounds)))
+    table("MLP on 1,437 digits, others on 64 images", ("parameters", *HEAD), rows)
+
+
+def by_microbatch(rounds: int) -> None:
+    rows = []
+    for microbatch in (None, 256, 128, 64):
+        model = networks.ConvNet((32, 32, 3), (8, 16), 10, rngs=nnx.Rngs(0))
+        name = "all 512" if microbatch is None else str(microbatch)
+        rows.append((name, *costs(model, random_images(512), rounds, microbatch)))
+    table("conv net, 11,642 parameters, 512 images", ("microbatch", *HEAD), rows)
+
+
+def by_training(rounds: int) -> None:
+    built = build(experiments.PROBLEMS["quick"]["digits-mlp"], seed=0)
+    rows = []
+    for every in (1, 10):
+        trainer = training.Trainer(built, num_eigenpairs=2, every=every)
+        start = trainer.start(0)
+        count = 1000 // every
+        _, found = jax.block_until_ready(trainer.advance(start, 0.2, count))
+        seconds = timed({"run": lambda t=trainer, s=start, c=count: t.advance(s, 0.2, c)}, rounds)
+        rows.append(
+            (
+                f"every {every}",
+                f"{seconds['run']:.1f}",
+                f"{np.mean(found.num_products):.1f}",
+                f"{np.max(found.residuals):.0e}",
+            )
+        )
+    head = ("measured", "1,000 steps, s", "products each time", "largest residual")
+    table("digits, MLP with 27,710 parameters, h = 0.2, top two eigenpairs", head, rows)
+
+
+PARTS = {
+    "training": by_training,
+    "samples": by_samples,
+    "parameters": by_parameters,
+    "microbatch": by_microbatch,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; by default all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
+    device = jax.devices()[0]
+    print(
+        f"JAX {version('jax')}, {device.device_kind}, {os.cpu_count()} cores, {platform.system()}"
+    )
+    for part in arguments.parts or PARTS:
+        PARTS[part](3 if part == "training" else arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
