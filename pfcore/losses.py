@@ -44,6 +44,14 @@ def _cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 _PER_SAMPLE = {"mse": _mse, "cross_entropy": _cross_entropy}
 
 
+def _stay_put(x: ArrayLike) -> ArrayLike:
+    """`x` where it lies: what a compiled function closes over comes to one device otherwise."""
+    known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    if known and len(x.sharding.device_set) > 1:
+        return jax.lax.with_sharding_constraint(x, x.sharding)
+    return x
+
+
 def _correct(outputs: jax.Array, targets: jax.Array, threshold: float) -> jax.Array:
     """1 for each sample whose class is right, else 0; shapes [n, k] -> [n]."""
     outputs, targets = jnp.real(outputs), jnp.real(targets)
@@ -55,41 +63,51 @@ def _correct(outputs: jax.Array, targets: jax.Array, threshold: float) -> jax.Ar
     return (right & ~jnp.any(jnp.isnan(outputs), axis=-1)).astype(outputs.dtype)
 
 
+def _check_classes(targets: np.ndarray | jax.Array, num_outputs: int) -> None:
+    classes = max(num_outputs, 2)
+    if targets.size and (targets.min() < 0 or targets.max() >= classes):
+        raise ValueError(
+            f"class labels run from {targets.min()} to {targets.max()}, but the model has "
+            f"{num_outputs} output(s), which can tell {classes} classes apart"
+        )
+
+
+def _check_probabilities(targets: np.ndarray | jax.Array) -> None:
+    xp = jnp if isinstance(targets, jax.Array) else np
+    in_range = xp.all((targets >= -1e-5) & (targets <= 1 + 1e-5))
+    if not in_range or (targets.shape[1] > 1 and not xp.allclose(targets.sum(-1), 1, atol=1e-5)):
+        raise ValueError(
+            "cross_entropy targets must be probabilities, between 0 and 1, that sum to 1 in "
+            f"each row; got values from {targets.min()} to {targets.max()}"
+        )
+
+
 def _encode(
     targets: np.ndarray | jax.Array, num_outputs: int, dtype, *, probabilities: bool
 ) -> jax.Array:
     """Targets as floats [n, num_outputs]; integer classes become one-hot (0/1 for one output)."""
-    xp = jnp if isinstance(targets, jax.Array) else np
     known = not isinstance(targets, jax.core.Tracer)
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if targets.ndim != 1:
             raise ValueError(f"integer targets must be class labels [n], got shape {targets.shape}")
-        classes = max(num_outputs, 2)
-        if known and targets.size and (targets.min() < 0 or targets.max() >= classes):
-            raise ValueError(
-                f"class labels run from {targets.min()} to {targets.max()}, but the model has "
-                f"{num_outputs} output(s), which can tell {classes} classes apart"
-            )
+        if known:
+            with jax.ensure_compile_time_eval():  # under tracing too
+                _check_classes(targets, num_outputs)
+        targets = _stay_put(targets)
         if num_outputs == 1:
             return jnp.asarray(targets, dtype)[:, None]
         return jax.nn.one_hot(jnp.asarray(targets, jnp.int32), num_outputs, dtype=dtype)
-    if targets.dtype == bool:
-        targets = targets.astype(float)
     if targets.ndim == 1 and num_outputs == 1:
-        targets = targets[:, None]
+        targets = targets.reshape(-1, 1)
     if targets.shape[1:] != (num_outputs,):
         raise ValueError(
             f"targets have shape {targets.shape}, but the model's outputs have {num_outputs} "
             "column(s); pass [n, outputs] floats or [n] integer classes"
         )
-    if probabilities and known:
-        in_range = xp.all((targets >= -1e-5) & (targets <= 1 + 1e-5))
-        if not in_range or (num_outputs > 1 and not xp.allclose(targets.sum(-1), 1, atol=1e-5)):
-            raise ValueError(
-                "cross_entropy targets must be probabilities, between 0 and 1, that sum to 1 in "
-                f"each row; got values from {targets.min()} to {targets.max()}"
-            )
-    return jnp.asarray(targets, dtype)
+    if probabilities and known and targets.dtype != bool:
+        with jax.ensure_compile_time_eval():
+            _check_probabilities(targets)
+    return jnp.asarray(_stay_put(targets), dtype)
 
 
 def _check_mesh(name: str, array: jax.Array) -> None:
@@ -118,13 +136,6 @@ def _split(x: jax.Array, microbatch: int, num_batches: int) -> jax.Array:
     return x.reshape(microbatch, num_batches, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _stay_put(x: jax.Array) -> jax.Array:
-    """`x` where it lies: what a compiled function closes over comes to one device otherwise."""
-    if isinstance(x, jax.core.Tracer) or len(x.sharding.device_set) == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, x.sharding)
-
-
 def _sum_over_samples(
     model: nnx.Module,
     inputs: ArrayLike,
@@ -141,7 +152,7 @@ def _sum_over_samples(
     params, rest = nnx.to_pure_dict(param_state), nnx.to_pure_dict(rest)
     dtype = jax.tree.leaves(params)[0].dtype
 
-    inputs = jnp.asarray(inputs, dtype)
+    inputs = jnp.asarray(_stay_put(inputs), dtype)
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs must hold at least one sample, got shape {inputs.shape}")
     num_samples = inputs.shape[0]

@@ -33,8 +33,8 @@ class Config:
 
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]
     learning_rate: float = 0.2
-    steps: tuple[int, ...] = (0, 25, 50, 100, 150, 200, 250, 300, 330, 360, 400, 500, 700, 1000)
-    num_probes: int = 8
+    steps: tuple[int, ...] = (0, 50, 150, 250, 300, 330, 360, 400, 600, 1000)
+    num_probes: int = 6
     depth: int = 40
     num_eigenpairs: int = 10
     tolerance: float = 1e-3
