@@ -110,7 +110,9 @@ def _encode(
     return jnp.asarray(_stay_put(targets), dtype)
 
 
-def _check_mesh(name: str, array: jax.Array) -> None:
+def _check_mesh(name: str, array: ArrayLike) -> None:
+    if not isinstance(array, jax.Array):
+        return
     sharding = jax.typeof(array).sharding
     if any(axes is not None for axes in sharding.spec):
         raise ValueError(
@@ -152,6 +154,9 @@ def _sum_over_samples(
     params, rest = nnx.to_pure_dict(param_state), nnx.to_pure_dict(rest)
     dtype = jax.tree.leaves(params)[0].dtype
 
+    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
+    _check_mesh("inputs", inputs)
+    _check_mesh("targets", targets)
     inputs = jnp.asarray(_stay_put(inputs), dtype)
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs must hold at least one sample, got shape {inputs.shape}")
@@ -165,12 +170,9 @@ def _sum_over_samples(
             "is another loss; with batch normalisation pass microbatch=None, or use norm='group'"
         )
     outputs = jax.eval_shape(lambda x: nnx.merge(graph, param_state, rest)(x), inputs)
-    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
     encoded = _encode(targets, outputs.shape[-1], dtype, probabilities=probabilities)
     if len(encoded) != num_samples:
         raise ValueError(f"{num_samples} inputs but {len(encoded)} targets")
-    _check_mesh("inputs", inputs)
-    _check_mesh("targets", encoded)
 
     def batch_sum(params: Params, x: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
         outputs = nnx.merge(graph, params, rest)(x)

@@ -202,19 +202,18 @@ def forget_run(folder: str | Path) -> None:
     (Path(folder) / RUN).unlink(missing_ok=True)
 
 
-def claim(folder: str | Path, run: dict[str, Any], *, resume: bool, num_bytes: int) -> None:
-    """Make a folder ready for a run, or say now why the run could not be stored there.
+def claim(folder: str | Path, run: dict[str, Any], *, resume: bool) -> None:
+    """Say now why a run could not be stored in a folder.
 
     Args:
       folder: where the run will keep its checkpoints and its record; made if need be.
       run: the experiment and its configuration.
       resume: go on with the run that was begun there, which must be the same; without one, begin.
-      num_bytes: how much the run is going to store at most.
 
     Raises:
       FileExistsError: a run is there already, and `resume` was not asked for.
       ValueError: the run that is there has another configuration.
-      OSError: the folder cannot be written, or its disk has no room.
+      OSError: the folder cannot be written.
     """
     folder = Path(folder)
     run = jsonable(run)
@@ -227,15 +226,7 @@ def claim(folder: str | Path, run: dict[str, Any], *, resume: bool, num_bytes: i
         raise type(error)(
             error.errno, f"cannot write the run to {str(folder)!r}: {error.strerror}"
         ) from error
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise OSError(
-            f"{str(folder)!r} has {free / 1e6:.0f} MB free, and this run may need "
-            f"{num_bytes / 1e6:.0f} MB for its checkpoints and record; free some, or choose "
-            "another folder"
-        )
     if not has_run(folder):
-        _write_text(folder / RUN, run)
         return
     if not resume:
         raise FileExistsError(
@@ -255,6 +246,29 @@ def claim(folder: str | Path, run: dict[str, Any], *, resume: bool, num_bytes: i
             f"the run in {str(folder)!r} has another configuration: {'; '.join(changed)}; "
             "resume with the same settings, or choose another folder"
         )
+
+
+def begin(folder: str | Path, run: dict[str, Any], *, num_bytes: int) -> None:
+    """Note in a folder that was claimed that the run has begun, unless it had before.
+
+    Args:
+      folder: the run's.
+      run: the experiment and its configuration.
+      num_bytes: how much the run is going to store at most.
+
+    Raises:
+      OSError: the disk has no room for that.
+    """
+    folder = Path(folder)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(
+            f"{str(folder)!r} has {free / 1e6:.0f} MB free, and this run may need "
+            f"{num_bytes / 1e6:.0f} MB for its checkpoints and record; free some, or choose "
+            "another folder"
+        )
+    if not has_run(folder):
+        _write_text(folder / RUN, jsonable(run))
 
 
 def _show(value: Any) -> str:

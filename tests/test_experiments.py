@@ -27,8 +27,15 @@ TINY = (
     "problem.num_train=64",
     "problem.num_test=30",
 )
-TRACKED = ("learning_rate=0.8", "num_eigenpairs=2", "num_steps=20", "checkpoint_every=10")
-TOLERANCE = 1e-3  # of the eigenpairs' residuals, by default
+TOLERANCE = 1e-3  # of the eigenpairs' residuals
+TRACKED = (
+    "learning_rate=0.8",
+    "num_eigenpairs=2",
+    f"tolerance={TOLERANCE}",
+    "every=1",
+    "num_steps=20",
+    "checkpoint_every=10",
+)
 
 
 def configure(name: str, *changes: str):
@@ -249,17 +256,9 @@ def test_summaries():
     [
         ("edge-of-stability", "num_steps=0", "num_steps must be at least 1, got 0"),
         ("edge-of-stability", "every=3", "num_steps must be a multiple of every = 3, got 1000"),
-        pytest.param(
-            *("edge-of-stability", "every=0", "every must be at least 1, got 0"),
-            marks=pytest.mark.xfail(strict=True, reason="divides by zero first"),
-        ),
-        *(
-            pytest.param(
-                *(name, "learning_rate=0", "learning_rate must be positive"),
-                marks=pytest.mark.xfail(strict=True, reason="looked at in the first piece only"),
-            )
-            for name in ("flows-at-the-edge", "hessian-through-training")
-        ),
+        ("edge-of-stability", "every=0", "every must be at least 1, got 0"),
+        ("flows-at-the-edge", "learning_rate=0", "learning_rate must be positive"),
+        ("hessian-through-training", "learning_rate=0", "learning_rate must be positive"),
         ("edge-of-stability", "num_eigenpairs=0", "num_eigenpairs must be at least 1"),
         ("edge-of-stability", "tolerance=0", "tolerance must be positive"),
         ("edge-of-stability", "learning_rate=0", "learning_rate must be positive"),
@@ -278,8 +277,8 @@ def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_kept(
     tmp_path, name, setting, message
 ):
     with pytest.raises(ValueError, match=message):
-        experiments.run(name, configure(name, setting), out=tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+        experiments.run(name, configure(name, setting), out=tmp_path)
+    assert not records.has_run(tmp_path)  # which would be in the way of the next attempt
 
 
 # ---- runs that last, on work that takes no time
@@ -436,18 +435,22 @@ def test_the_end_of_a_run_that_diverges(tmp_path, sums):
 def test_a_run_that_cannot_be_kept_does_not_begin(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     counting = Counting()
+    plain_start, started = counting.plan.start, []
+    counting.plan = counting.plan._replace(start=lambda: started.append(1) or plain_start())
     with pytest.raises(OSError, match="cannot write the run"):
         counting.execute(out=tmp_path / "file" / "below")
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(OSError, match="has 0 MB free, and this run may need 1 MB"):
             counting.execute(out=tmp_path / "full")
-    records.claim(tmp_path / "other", {**RUN, "config": {"pieces": 4}}, resume=False, num_bytes=0)
+    (tmp_path / "other").mkdir()
+    records.begin(tmp_path / "other", {**RUN, "config": {"pieces": 4}}, num_bytes=0)
     with pytest.raises(ValueError, match=r"config\.pieces is 5, was 4"):
         counting.execute(out=tmp_path / "other", resume=True)
     with pytest.raises(FileExistsError, match="--resume"):
         counting.execute(out=tmp_path / "other")
-    assert counting.worked == []
+    # Only how much room it takes has to be found out.
+    assert counting.worked == [] and started == [1]
 
 
 @pytest.mark.parametrize("name", ["arrays.npz", "record.json"])
@@ -541,9 +544,6 @@ def test_edge_sign_is_carried_on(edge):
     np.testing.assert_array_equal(np.sign(along[stage[1:]]), -np.sign(along[stage[:-1]]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a single output trained by mse on 0 and 1 is classified at 0, not at 0.5"
-)
 def test_edge_accuracy_against_a_direct_computation(edge, expected):
     np.testing.assert_allclose(edge["test_accuracy"], expected.accuracy, atol=1e-6)
 
@@ -554,7 +554,8 @@ def test_edge_record(edge, run_folder):
     assert info["config"]["problem"]["widths"] == [4] and info["config"]["seed"] == 0
     data = samples()
     assert info["data"] == {"source": data.source, "sha256": data.sha256}
-    assert info["diverged"] is False
+    assert info["diverged"] is False and info["wall_time_s"] > 0
+    assert {"device", "versions", "commit"} <= set(info)
     stored = records.read(run_folder)
     assert stored.info == info
     for name, array in edge.arrays.items():
@@ -582,7 +583,7 @@ def test_edge_from_a_later_step_on(edge):
 
 
 def test_outcome_where_the_loss_is_lost_between_two_measurements():
-    found = training.room(4, 2, 3)
+    found = training.Measured(**dict.fromkeys(training.Measured._fields, np.zeros((4, 2))))
     each = np.arange(12, dtype=np.float32).reshape(4, 3)
     each[2:] = np.nan
     each[1, 1:] = np.inf
@@ -634,7 +635,7 @@ def test_edge_on_several_devices_measured_every_third_step(edge, tmp_path):
     changes = (*TINY, *TRACKED, "every=3", "num_steps=18", "checkpoint_every=9")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
     }
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL_DEVICES, str(tmp_path), *changes],
@@ -661,8 +662,7 @@ def test_edge_on_several_devices_measured_every_third_step(edge, tmp_path):
 def test_learning_rate_change(edge, expected):
     """A branch at the same learning rate is the run without a change; they part where it changes;
     one that is lost is NaN from there on, and the others are not."""
-    config = configure("learning-rate-change", *TRACKED, "every=1", "change_at=10",
-                       "factors=1,0.25,1e5")  # fmt: skip
+    config = configure("learning-rate-change", *TRACKED, "change_at=10", "factors=1,0.25,1e5")
     record = experiments.run("learning-rate-change", config)
     np.testing.assert_array_equal(record["step"], edge["step"])
     rates = np.array([0.8] * 10 + [1.0] * 10) * np.ones((3, 1))
@@ -781,7 +781,8 @@ def test_hessian_through_training():
     steps = (0, 3, 4000, 4001)
     config = configure(
         "hessian-through-training", "problem.activation=identity", "learning_rate=0.5",
-        "num_eigenpairs=3", "depth=12", f"steps={','.join(map(str, steps))}",
+        "num_probes=8", "num_eigenpairs=3", f"tolerance={TOLERANCE}", "depth=12",
+        f"steps={','.join(map(str, steps))}",
     )  # fmt: skip
     record = experiments.run("hessian-through-training", config)
     path = pfcore.gradient_descent(

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import pfcore
-from pfcore.losses import full_batch
-from pfcore.networks import MLP
+from pfcore.losses import accuracy, full_batch
+from pfcore.networks import MLP, ConvNet
 from tests.conftest import flatten
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -154,6 +154,162 @@ def test_microbatches_add_up_to_the_full_batch(microbatch, kind, state):
         return np.concatenate([[loss(point)], flatten(g), flatten(hv)])
 
     np.testing.assert_allclose(everything(parts), everything(whole), rtol=1e-11, atol=1e-14)
+
+
+def conv_net(norm="none"):
+    return ConvNet((8, 8, 1), (4, 8), 3, norm=norm, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+
+def images(num_samples):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(num_samples, 8, 8, 1)), rng.integers(0, 3, num_samples)
+
+
+@functools.cache
+def compiled(num_samples, microbatch, derivative):
+    """The gradient's or the Hessian product's program, and what to call it with."""
+    loss, params = full_batch(
+        conv_net(), *images(num_samples), kind="cross_entropy", microbatch=microbatch
+    )
+    function = {
+        "gradient": lambda p, v: jax.grad(loss)(p),
+        "product": lambda p, v: pfcore.curvature.hvp(loss, p, v),
+    }[derivative]
+    arguments = params, jax.tree.map(jnp.ones_like, params)
+    return jax.jit(function).lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize("derivative", ["gradient", "product"])
+def test_microbatches_bound_the_memory_of_a_convolutional_network(derivative):
+    def memory(*of):
+        return compiled(*of, derivative)[0].memory_analysis().temp_size_in_bytes
+
+    four, sixteen, whole = memory(64, 16), memory(256, 16), memory(256, None)
+    assert sixteen < 1.2 * four and sixteen < whole / 3
+
+
+@pytest.mark.parametrize("derivative", ["gradient", "product"])
+def test_microbatches_change_nothing_of_a_convolutional_network(derivative):
+    (split, arguments), (whole, _) = (compiled(256, m, derivative) for m in (16, None))
+    expected = flatten(whole(*arguments))
+    difference = np.linalg.norm(flatten(split(*arguments)) - expected)
+    assert difference < 1e-12 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs, encoding", [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_data_may_be_arguments_of_a_compiled_function(outputs, encoding, kind, microbatch):
+    """Of either encoding: the same as with data that are known beforehand."""
+    inputs, targets = data(outputs)[0], data(outputs)[encoding]
+    model = network(outputs)
+
+    @jax.jit
+    def value_and_gradient(params, inputs, targets):
+        loss, _ = full_batch(model, inputs, targets, kind=kind, microbatch=microbatch)
+        return loss(params), jax.grad(loss)(params)
+
+    loss, params = full_batch(model, inputs, targets, kind=kind)
+    value, gradient = value_and_gradient(params, jnp.asarray(inputs), jnp.asarray(targets))
+    assert float(value) == pytest.approx(float(loss(params)), rel=1e-13)
+    expected = flatten(jax.grad(loss)(params))
+    np.testing.assert_allclose(flatten(gradient), expected, rtol=1e-11, atol=1e-14)
+    closed, _ = full_batch(model, jnp.asarray(inputs), jnp.asarray(targets), kind=kind)
+    assert float(closed(params)) == float(loss(params))
+
+
+def test_shapes_are_checked_before_values_are_known():
+    inputs, classes, _ = (jnp.asarray(x) for x in data(2))
+    params = full_batch(network(2), inputs, classes, kind="mse")[1]
+
+    def build(x, y):
+        return full_batch(network(2), x, y, kind="cross_entropy")[0](params)
+
+    for targets, message in (
+        (classes[1:], f"{N} inputs but {N - 1} targets"),
+        (classes[:, None], "class labels"),
+        (inputs, r"shape \(11, 3\).*2 column"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.jit(build)(inputs, targets)
+    # Values themselves are taken on trust there, and nowhere else.
+    assert jnp.isfinite(jax.jit(build)(inputs, classes + 1))
+    wrong = classes + 1
+    for wrap in (lambda f: f, jax.jit):  # a compiled function knows the values of what is outside
+        with pytest.raises(ValueError, match="from 1 to 2"):
+            wrap(lambda: build(inputs, wrong))()
+    with pytest.raises(ValueError, match="probabilities"):
+        build(inputs, 2.0 * jax.nn.one_hot(classes, 2))
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_batch_statistics_are_not_split(norm):
+    if norm is None:
+        model = nnx.BatchNorm(64, use_running_average=False, rngs=nnx.Rngs(0))
+        inputs = targets = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+    else:
+        model, (inputs, targets) = conv_net(norm), images(6)
+    for function in (functools.partial(full_batch, kind="mse"), accuracy):
+        with pytest.raises(ValueError, match=r"microbatch=4.*statistics of each microbatch"):
+            function(model, inputs, targets, microbatch=4)
+        function(model, inputs, targets, microbatch=6)  # all at once
+
+
+def test_other_normalisations_are():
+    model, (inputs, targets) = conv_net("group"), images(6)
+    whole, params = full_batch(model, inputs, targets, kind="mse")
+    parts, _ = full_batch(model, inputs, targets, kind="mse", microbatch=4)
+    assert float(parts(params)) == pytest.approx(float(whole(params)), rel=1e-13)
+
+
+@pytest.mark.parametrize("microbatch", [None, 1, 4, N + 5])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_accuracy_against_numpy(outputs, microbatch):
+    inputs, classes, columns = data(outputs)
+    model = network(outputs)
+    predicted = np.asarray(model(jnp.asarray(inputs)))
+    found = predicted[:, 0] > 0 if outputs == 1 else predicted.argmax(axis=1)
+    right = np.sum(found == classes)
+    assert 0 < right < N
+    for targets in (classes, columns, jnp.asarray(classes)):
+        share, params = accuracy(model, inputs, targets, microbatch=microbatch)
+        assert share(params).dtype == jnp.float64 and float(share(params)) == right / N
+    complex_params = jax.tree.map(lambda x: x + 1e-3j, moved(params, size=0.0))
+    assert share(complex_params).dtype == jnp.float64
+    assert float(share(complex_params)) == right / N
+
+    @jax.jit
+    def compiled(params, inputs, targets):
+        return accuracy(model, inputs, targets, microbatch=microbatch)[0](params)
+
+    found = compiled(params, jnp.asarray(inputs), jnp.asarray(classes))
+    assert float(found) == pytest.approx(right / N, rel=1e-15)
+
+
+def test_accuracy_of_one_output_has_a_threshold():
+    model = MLP((1, 1), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    inputs, targets = [[-0.2], [0.2], [0.7], [0.9]], [0, 0, 1, 1]
+    for threshold, expected in ((0.0, 0.75), (0.5, 1.0), (0.8, 0.75)):
+        share, params = accuracy(model, inputs, targets, threshold=threshold)
+        params["layers"][0]["kernel"] = jnp.ones((1, 1))
+        assert float(share(params)) == expected
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_outputs_that_are_no_numbers_are_wrong(outputs):
+    """Even where every class is the one that comparisons with NaN would name."""
+    share, params = accuracy(network(outputs), data(outputs)[0], np.zeros(N, int))
+    assert float(share(jax.tree.map(lambda x: jnp.nan * x, params))) == 0
+
+
+def test_accuracy_refuses_what_the_loss_does():
+    inputs, classes, _ = data(2)
+    with pytest.raises(ValueError, match=f"{N} inputs but {N - 1} targets"):
+        accuracy(network(2), inputs, classes[1:])
+    with pytest.raises(ValueError, match="from 5 to 6"):
+        accuracy(network(2), inputs, classes + 5)
+    with pytest.raises(ValueError, match="microbatch must be at least 1, got 0"):
+        accuracy(network(2), inputs, classes, microbatch=0)
 
 
 @pytest.mark.parametrize("microbatch", [None, 2])

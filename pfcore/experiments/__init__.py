@@ -4,6 +4,7 @@ One module an experiment, each with a `Config`, a `quick` profile for a laptop a
 a GPU, a `plan` in pieces that can be checkpointed, and `run(config)`.
 """
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -118,9 +119,9 @@ def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> 
     config = configure(name) if config is None else config
     wanted = records.jsonable({"experiment": name, "config": config})
     for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
-        record = records.read(path.parent)
-        if {key: record.info.get(key) for key in wanted} == wanted:
-            return record
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if {key: stored.get(key) for key in wanted} == wanted:
+            return records.read(path.parent)
     keep = bool(os.environ.get(KEEP_VARIABLE))
     out = Path(folder) / f"{name}-{records.digest(wanted)}" if keep else None
     return run(name, config, out=out, resume=keep, progress=keep or profile() == "full")

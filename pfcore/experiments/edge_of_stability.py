@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcore._checks import check_learning_rate
 from pfcore.experiments import running, training
 from pfcore.experiments.problems import PROBLEMS, Problem, build
 from pfcore.records import Record
@@ -53,6 +54,7 @@ PROFILES = {
 
 def plan(config: Config) -> running.Plan:
     """The run, in pieces of `checkpoint_every` steps."""
+    check_learning_rate(config.learning_rate)
     cuts = training.pieces(config.num_steps, config.checkpoint_every, config.every)
     built = build(config.problem, seed=config.seed)
     trainer = training.Trainer(

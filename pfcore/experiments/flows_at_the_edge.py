@@ -1,5 +1,6 @@
 """Gradient descent and flows from the same points before, at and after the edge of stability."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 
 import pfcore
 from pfcore import curvature, stability
-from pfcore._checks import check_count
+from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import Params, add_scaled, ravel
 from pfcore.experiments import running, training
 from pfcore.experiments.problems import PROBLEMS, Problem, build
-from pfcore.flows import named_flow, principal_flow
+from pfcore.flows import Flow, named_flow, principal_flow
 from pfcore.records import Record
 
 NAME = "flows-at-the-edge"
@@ -71,10 +72,12 @@ def plan(config: Config) -> running.Plan:
     names = ("gd", *config.flows)
     steps = check_count("num_steps", config.num_steps, minimum=1)
     principal_steps = min(steps, check_count("principal_steps", config.principal_steps, minimum=1))
+    check_learning_rate(config.learning_rate)
     h = np.float32(config.learning_rate)
     built = build(config.problem, seed=config.seed)
     trainer = training.Trainer(built, num_eigenpairs=1)
     loss = built.loss(built.data)
+    value = jax.jit(loss)
     shape = (len(starts), len(names), steps + 1)
 
     def start():
@@ -89,12 +92,14 @@ def plan(config: Config) -> running.Plan:
         }
         # At a start: its parameters, the eigenvector there, and gradient descent's own path.
         path = jax.tree.map(lambda x: jnp.zeros((steps + 1, *x.shape), x.dtype), built.params)
-        return built.params, built.params, path, arrays
+        return built.params, built.params, path, arrays, np.int32(-1)
 
-    def begin(params: Params, piece_start: int, arrays: dict) -> tuple[Params, Params, Params]:
-        """Train on to the next start; look at the curvature there, and at the loss along it."""
-        last = starts[piece_start - 1] if piece_start else 0
-        params = trainer.descend(params, h, starts[piece_start] - last)
+    def train(params: Params, point: int) -> Params:
+        """On to the next start."""
+        return trainer.descend(params, h, starts[point] - (starts[point - 1] if point else 0))
+
+    def begin(params: Params, point: int, arrays: dict) -> tuple[Params, Params]:
+        """Look at the curvature at a start, and at the loss along it."""
         pairs = curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(config.seed))
         vector = jax.tree.map(lambda x: x[0], pairs.vectors)
         gradient = ravel(jax.grad(loss)(params))[0]
@@ -102,32 +107,34 @@ def plan(config: Config) -> running.Plan:
         # The vector points to where gradient descent steps.
         vector = jax.tree.map(lambda x: -x if along > 0 else x, vector)
         offsets = config.reach * np.linspace(-1, 1, config.num_slice)
-        arrays["start_eigenvalue"][piece_start] = pairs.values[0]
-        arrays["gradient_share"][piece_start] = along**2 / float(gradient @ gradient)
-        arrays["slice_offset"][piece_start] = offsets
-        arrays["slice_loss"][piece_start] = jax.jit(
+        arrays["start_eigenvalue"][point] = pairs.values[0]
+        arrays["gradient_share"][point] = along**2 / float(gradient @ gradient)
+        arrays["slice_offset"][point] = offsets
+        arrays["slice_loss"][point] = jax.jit(
             lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s)
         )(offsets.astype(np.float32))
-        return params, vector, pfcore.gradient_descent(loss, params, h, steps)
+        return vector, pfcore.gradient_descent(loss, params, h, steps)
+
+    @functools.cache  # what is compiled for a flow serves all starts
+    def flow_of(name: str, analytic: bool) -> Flow:
+        if name != "principal":
+            return named_flow(name, loss, h)
+        return principal_flow(
+            loss,
+            h,
+            depth=config.depth,
+            tolerance=config.depth_tolerance,
+            state="complex" if analytic else "real",
+            branch="continued",
+        )
 
     def follow(name: str, params: Params, path: Params, eigenvalue: float) -> tuple[Params, bool]:
         """The path of a flow at the times of gradient descent's steps."""
         if name == "gd":
             return path, True
-        count = steps
-        if name == "principal":
-            count = principal_steps
-            flow = principal_flow(
-                loss,
-                h,
-                depth=config.depth,
-                tolerance=config.depth_tolerance,
-                # Below 1 the field is real, and a complex state would only cost more.
-                state="complex" if h * eigenvalue > 0.95 else "real",
-                branch="continued",
-            )
-        else:
-            flow = named_flow(name, loss, h)
+        count = principal_steps if name == "principal" else steps
+        # Below 1 PF's field is real, and a complex state would only cost more.
+        flow = flow_of(name, name == "principal" and bool(h * eigenvalue > 0.95))
         found = pfcore.integrate(
             flow,
             params,
@@ -140,11 +147,14 @@ def plan(config: Config) -> running.Plan:
         return found.params, bool(found.completed)
 
     def advance(state, piece: int):
-        params, vector, path, arrays = state
+        params, vector, path, arrays, lost = state
         arrays = {name: array.copy() for name, array in arrays.items()}
         point, which = divmod(piece, len(names))
         if which == 0:
-            params, vector, path = begin(params, point, arrays)
+            params = train(params, point)
+            if not np.isfinite(value(params)):
+                return params, vector, path, arrays, np.int32(starts[point])
+            vector, path = begin(params, point, arrays)
         reached, completed = follow(names[which], params, path, arrays["start_eigenvalue"][point])
         arrays["completed"][point, which] = completed
         flat, steps_of = stacked(reached), stacked(path)
@@ -161,12 +171,13 @@ def plan(config: Config) -> running.Plan:
         arrays["eigenvalue"][at] = curvature.track(
             loss, kept, 1, key=jax.random.key(config.seed)
         ).values[:, 0]
-        return params, vector, path, arrays
+        return params, vector, path, arrays, lost
 
     def outcome(state) -> running.Outcome:
-        arrays = state[-1]
-        lost = ~np.isfinite(arrays["loss"][:, 0])
-        first = min((starts[p] + k for p, k in np.argwhere(lost).tolist()), default=None)
+        *_, arrays, lost = state
+        gone = ~np.isfinite(arrays["loss"][:, 0])
+        first = min((starts[p] + k for p, k in np.argwhere(gone).tolist()), default=None)
+        first = int(lost) if lost >= 0 else first
         extra = {
             "start": np.array(starts, np.int32),
             "time": np.arange(steps + 1, dtype=np.int32),
@@ -176,7 +187,10 @@ def plan(config: Config) -> running.Plan:
         }
         return running.Outcome(extra | arrays, first)
 
-    return running.Plan(built, len(starts) * len(names), start, advance, outcome)
+    def ended(state) -> bool:
+        return bool(state[-1] >= 0)
+
+    return running.Plan(built, len(starts) * len(names), start, advance, outcome, ended)
 
 
 def stacked(path: Params) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pfcore import curvature
-from pfcore._checks import check_count
+from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import num_entries
 from pfcore.experiments import running, training
 from pfcore.experiments.problems import PROBLEMS, Problem, build
@@ -58,6 +58,7 @@ def plan(config: Config) -> running.Plan:
     steps = [check_count("every step", s, minimum=0) for s in config.steps]
     if not steps or sorted(set(steps)) != steps:
         raise ValueError(f"steps must ascend, got {config.steps!r}")
+    check_learning_rate(config.learning_rate)
     built = build(config.problem, seed=config.seed)
     trainer = training.Trainer(built, num_eigenpairs=1)
     loss, accuracy = built.loss(built.data), jax.jit(built.accuracy(built.data))

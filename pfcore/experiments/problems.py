@@ -93,10 +93,14 @@ class Data(NamedTuple):
     test_targets: jax.Array
 
 
-class Built(NamedTuple):
-    """A problem, ready to train.
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A problem, ready to train. Two that were built alike are equal, so that what was compiled for
+    one serves the other.
 
     Attributes:
+      problem: what was built.
+      seed: of the weights.
       params: initial parameters.
       data: its samples; spread over all devices where there are several and they divide them.
       loss: `loss(data)` is the full-batch loss, a function of the parameters.
@@ -105,12 +109,23 @@ class Built(NamedTuple):
       sha256: of the samples.
     """
 
+    problem: Problem
+    seed: int
     params: Params
     data: Data
     loss: Callable[[Data], Loss]
     accuracy: Callable[[Data], Callable[[Params], jax.Array]]
     source: str
     sha256: str
+
+    def _key(self) -> tuple:
+        return self.problem, self.seed, self.sha256
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Built) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
 
 def _network(problem: Problem, found: datasets.Dataset, seed: int) -> nnx.Module:
@@ -207,8 +222,12 @@ def build(problem: Problem, *, seed: int) -> Built:
 
     def accuracy(data: Data) -> Callable[[Params], jax.Array]:
         return losses.accuracy(
-            model, data.test_inputs, data.test_targets, microbatch=problem.microbatch
+            model,
+            data.test_inputs,
+            data.test_targets,
+            microbatch=problem.microbatch,
+            threshold=0.5 if problem.kind == "mse" else 0.0,
         )[0]
 
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return Built(params, data, loss, accuracy, found.source, found.sha256)
+    return Built(problem, seed, params, data, loss, accuracy, found.source, found.sha256)

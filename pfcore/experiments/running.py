@@ -114,14 +114,17 @@ def execute(
     """
     if resume and out is None:
         raise ValueError("resume needs the folder to resume from (out)")
+    if out is not None:
+        records.claim(out, run, resume=resume)
+        if records.is_finished(out):
+            record = records.read(out)
+            records.forget_run(out)
+            return record
     state = plan.start()
     checkpoints, done, before = None, 0, 0.0
     if out is not None:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        records.claim(out, run, resume=resume, num_bytes=4 * size + 2**20)
-        if records.is_finished(out):
-            records.forget_run(out)
-            return records.read(out)
+        records.begin(out, run, num_bytes=4 * size + 2**20)
         checkpoints = records.Checkpoints(out)
         if (restored := checkpoints.restore((state, np.float64(0)))) is not None:
             done, (state, before) = restored

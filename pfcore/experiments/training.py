@@ -1,6 +1,7 @@
 """Full-batch gradient descent with the top of the Hessian's spectrum certified along the way."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -58,23 +59,27 @@ class Measured(NamedTuple):
     test_accuracy: Any
 
 
+@dataclass(frozen=True)
 class Trainer:
-    """Compiled training of one problem; the samples and the learning rate are arguments.
+    """Compiled training of one problem; the samples and the learning rate are arguments, so that
+    trainers with equal settings share what was compiled.
 
-    Args:
+    Attributes:
       built: the problem.
       num_eigenpairs: k, how many are followed.
       every: steps between measurements.
       tolerance: of the eigenpairs' residuals.
     """
 
-    def __init__(
-        self, built: Built, *, num_eigenpairs: int, every: int = 1, tolerance: float = 1e-3
-    ):
-        self.built = built
-        self.num_eigenpairs = check_count("num_eigenpairs", num_eigenpairs, minimum=1)
-        self.every = check_count("every", every, minimum=1)
-        self.tolerance = float(check_positive("tolerance", tolerance))
+    built: Built
+    num_eigenpairs: int
+    every: int = 1
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_count("num_eigenpairs", self.num_eigenpairs, minimum=1)
+        check_count("every", self.every, minimum=1)
+        check_positive("tolerance", self.tolerance)
 
     def start(self, seed: int) -> Position:
         """At the initial parameters, the eigenpairs searched from nothing."""
@@ -155,6 +160,7 @@ class Trainer:
 
 def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
     """How many measurements each piece of a run takes."""
+    check_count("every", every, minimum=1)
     for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every)):
         check_count(name, value, minimum=1)
         if value % every:

@@ -1,0 +1,152 @@
+"""Data that are sharded over eight devices; `test_sharding.py` runs these tests where there are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import pfcore
+from pfcore.losses import accuracy, full_batch
+from tests.conftest import flatten
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+N = 64
+SHAPES = {"mlp": (6,), "conv": (8, 8, 1)}
+
+
+def shards(axis_type=jax.sharding.AxisType.Auto):
+    return jax.NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(axis_type,)), jax.P("data"))
+
+
+def data(name, num_samples=N):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(num_samples, *SHAPES[name])), rng.integers(0, 3, num_samples)
+
+
+def model(name):
+    options = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    if name == "mlp":
+        return pfcore.networks.MLP((6, 5, 3), **options)
+    return pfcore.networks.ConvNet(SHAPES[name], (3, 4), 3, **options)
+
+
+def build(name, inputs, targets, microbatch=None):
+    return full_batch(model(name), inputs, targets, kind="cross_entropy", microbatch=microbatch)
+
+
+def everything(name, microbatch, params, inputs, targets):
+    """Loss, gradient, and a Hessian product along the gradient."""
+    loss, _ = build(name, inputs, targets, microbatch)
+    gradient = jax.grad(loss)(params)
+    return loss(params), gradient, pfcore.curvature.hvp(loss, params, gradient)
+
+
+@functools.cache
+def expected(name):
+    """On one device, all at once."""
+    _, params = build(name, *data(name))
+    return params, jax.jit(functools.partial(everything, name, None))(params, *data(name))
+
+
+def assert_equal(found, wanted):
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(found))
+    for a, b in zip(found, wanted, strict=True):
+        error = np.linalg.norm(flatten(a) - flatten(b))
+        assert error < 1e-12 * np.linalg.norm(flatten(b))
+
+
+def test_there_are_eight_devices():
+    assert jax.device_count() == 8
+
+
+# 24 does not divide the number of samples: then some move to a neighbouring device.
+@pytest.mark.parametrize("microbatch", [None, 16, 24])
+@pytest.mark.parametrize("name", SHAPES)
+def test_data_as_arguments(name, microbatch):
+    params, wanted = expected(name)
+    arguments = params, *jax.device_put(data(name), shards())
+    compiled = jax.jit(functools.partial(everything, name, microbatch)).lower(*arguments).compile()
+    (_, *of_data), _ = compiled.input_shardings
+    assert all(
+        s.is_equivalent_to(shards(), x.ndim) for s, x in zip(of_data, arguments[1:], strict=True)
+    )
+    program = compiled.as_text()
+    # Eight samples on each device, and only sums between them.
+    assert f"f64[8,{','.join(map(str, SHAPES[name]))}]" in program
+    assert "all-reduce" in program and "all-gather" not in program and "all-to-all" not in program
+    assert ("collective-permute" in program) == (microbatch == 24)
+    assert_equal(compiled(*arguments), wanted)
+
+
+@pytest.mark.parametrize("built", ["before", "within"])
+@pytest.mark.parametrize("microbatch", [None, 16, 24])
+def test_data_closed_over(microbatch, built):
+    """Every device computes its share here too, whether the loss was built before or within."""
+    params, wanted = expected("mlp")
+    sharded = jax.device_put(data("mlp"), shards())
+    loss, _ = build("mlp", *sharded, microbatch)
+
+    @jax.jit
+    def function(params):
+        if built == "within":
+            return everything("mlp", microbatch, params, *sharded)
+        gradient = jax.grad(loss)(params)
+        return loss(params), gradient, pfcore.curvature.hvp(loss, params, gradient)
+
+    assert "all-reduce" in function.lower(params).compile().as_text()
+    assert_equal(function(params), wanted)
+
+
+def test_eigenvalues():
+    params, _ = expected("mlp")
+    key = jax.random.key(0)
+
+    def top(params, inputs, targets):
+        loss, _ = build("mlp", inputs, targets, microbatch=16)
+        return pfcore.curvature.top_eigenpairs(loss, params, 2, key=key, tolerance=1e-9).values
+
+    dense = pfcore.curvature.spectrum(build("mlp", *data("mlp"))[0], params)[::-1][:2]
+    found = jax.jit(top)(params, *jax.device_put(data("mlp"), shards()))
+    assert len(found.sharding.device_set) == 8
+    np.testing.assert_allclose(found, dense, rtol=1e-12)
+
+
+@pytest.mark.parametrize("microbatch", [None, 16])
+def test_accuracy(microbatch):
+    params, _ = expected("mlp")
+    inputs, targets = data("mlp")
+    right = np.mean(np.asarray(model("mlp")(jnp.asarray(inputs))).argmax(axis=1) == targets)
+
+    @jax.jit
+    def share(params, inputs, targets):
+        return accuracy(model("mlp"), inputs, targets, microbatch=microbatch)[0](params)
+
+    sharded = jax.device_put((inputs, targets), shards())
+    assert float(share(params, *sharded)) == pytest.approx(right, rel=1e-15)
+
+
+def test_numbers_of_samples_that_devices_do_not_divide():
+    """JAX does not shard them; copies of all on every device give the same loss."""
+    inputs, targets = data("mlp", N - 1)
+    with pytest.raises(ValueError, match=r"partitioned 8 times, but the dimension size is 63"):
+        jax.device_put(inputs, shards())
+    loss, params = build("mlp", inputs, targets)
+    copies = jax.device_put((inputs, targets), jax.NamedSharding(shards().mesh, jax.P()))
+    value = jax.jit(lambda p, x, y: build("mlp", x, y)[0](p))(params, *copies)
+    assert float(value) == pytest.approx(float(loss(params)), rel=1e-13)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_explicit_meshes_are_refused(compiled):
+    sharded = jax.device_put(data("mlp"), shards(jax.sharding.AxisType.Explicit))
+    params, _ = expected("mlp")
+
+    def loss(inputs, targets):
+        return build("mlp", inputs, targets)[0](params)
+
+    with pytest.raises(ValueError, match=r"inputs are sharded over explicit mesh axes.*Auto"):
+        (jax.jit(loss) if compiled else loss)(*sharded)
