@@ -228,7 +228,7 @@ def test_profile_from_the_environment(monkeypatch):
     quick, full = (edge_of_stability.PROFILES[name] for name in ("quick", "full"))
     assert experiments.configure("edge-of-stability") == quick
     monkeypatch.setenv("PFCORE_PROFILE", "")
-    assert experiments.profile() == "quick"
+    assert experiments.profile_in_force() == "quick"
     monkeypatch.setenv("PFCORE_PROFILE", "full")
     assert experiments.configure("edge-of-stability") == full
     assert experiments.configure("edge-of-stability", "problem=mnist-mlp").problem.num_train > 1000

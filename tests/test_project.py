@@ -131,6 +131,20 @@ def test_every_page_of_the_book_exists_and_every_notebook_is_a_page():
     assert {f"book/{path.stem}" for path in notebooks()} <= set(pages)
 
 
+RECORDS = sorted((ROOT / "book" / "records").iterdir())
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_stored_records_are_whole_and_of_todays_configurations(folder):
+    """A setting that came or went since would make a page compute for an hour, unasked."""
+    record = pfcore.records.read(folder)
+    today = pfcore.records.jsonable(pfcore.experiments.configure(record.info["experiment"]))
+    assert today.keys() == record.info["config"].keys()
+    assert today["problem"].keys() == record.info["config"]["problem"].keys()
+    assert record.info["data"]["sha256"] and record.computed_on
+    assert {path.name for path in folder.iterdir()} == {"arrays.npz", "record.json"}
+
+
 @pytest.mark.parametrize("name", PROSE)
 def test_links_to_files_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
 }
 
 
-def profile() -> str:
+def profile_in_force() -> str:
     """The profile asked for by the environment variable `PFCORE_PROFILE`; "quick" if none is."""
     return os.environ.get(PROFILE_VARIABLE) or "quick"
 
@@ -68,7 +68,7 @@ def configure(name: str, *changes: str, profile: str | None = None) -> Any:
       >>> config.learning_rate, config.problem.data
       (0.1, 'digits')
     """
-    chosen = globals()["profile"]() if profile is None else profile
+    chosen = profile_in_force() if profile is None else profile
     known = _module(name).PROFILES
     if chosen not in known:
         raise ValueError(f"unknown profile {chosen!r}; choose one of {', '.join(known)}")
@@ -115,6 +115,12 @@ def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> 
       name: of the experiment.
       config: its configuration; by default that of the profile in force.
       folder: where the stored records are, each in a folder of its own, whatever its name.
+
+    Returns:
+      The `pfcore.records.Record`; its `computed_on` says where its numbers come from.
+
+    Raises:
+      ValueError, OSError: as for `run`, and where the record that was found is damaged.
     """
     config = configure(name) if config is None else config
     wanted = records.jsonable({"experiment": name, "config": config})
@@ -124,7 +130,7 @@ def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> 
             return records.read(path.parent)
     keep = bool(os.environ.get(KEEP_VARIABLE))
     out = Path(folder) / f"{name}-{records.digest(wanted)}" if keep else None
-    return run(name, config, out=out, resume=keep, progress=keep or profile() == "full")
+    return run(name, config, out=out, resume=keep, progress=keep or profile_in_force() == "full")
 
 
 __all__ = [
@@ -134,7 +140,7 @@ __all__ = [
     "Problem",
     "configure",
     "obtain",
-    "profile",
+    "profile_in_force",
     "run",
     "running",
     "summary",
