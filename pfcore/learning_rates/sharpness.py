@@ -1,0 +1,199 @@
+"""The learning rate that the sharpness allows, 2/λ₀."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from pfcore._checks import Loss, ScalarLike, check_count, check_positive
+from pfcore._trees import Params, num_entries, real_dtype
+from pfcore.curvature.eigenpairs import find_eigenpairs, ravelled_rows
+from pfcore.learning_rates.common import bounded, required, scaled
+from pfcore.learning_rates.dal import descending
+
+
+class ScaleBySharpnessState(NamedTuple):
+    r"""State of `scale_by_sharpness`.
+
+    Attributes:
+      learning_rate: $h$ of the last update; the maximum before the first.
+      curvature: $\lambda_0$ as last measured; 0 before.
+      converged: whether its residual was below the tolerance.
+      num_products: Hessian-vector products that it took.
+      vector: $u_0$, where the next search starts, flat.
+      num_updates: so far.
+    """
+
+    learning_rate: Float[Array, ""]
+    curvature: Float[Array, ""]
+    converged: Bool[Array, ""]
+    num_products: Int[Array, ""]
+    vector: Float[Array, " n"]
+    num_updates: Int[Array, ""]
+
+
+def scale_by_sharpness(
+    scale: ScalarLike = 2.0,
+    max_learning_rate: ScalarLike = 5.0,
+    *,
+    tolerance: ScalarLike = 1e-2,
+    max_products: int = 20,
+    refresh_every: int = 1,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale updates by $h = \min(\sigma/\lambda_0,\, h_\text{max})$, $\lambda_0$ the sharpness.
+
+    Each search for the top eigenvector starts from the last one found, and stops at the tolerance
+    or after `max_products`, whichever comes first; Ritz values never exceed $\lambda_0$, so that a
+    search cut short gives a rate too large and not too small. Where $\lambda_0 \le 0$, h is
+    $h_\text{max}$; where it is not finite, h is 0 and the update is zero.
+
+    Args:
+      scale: $\sigma > 0$; 2 is the edge of stability.
+      max_learning_rate: $h_\text{max} > 0$.
+      tolerance: of the residual, relative to $\lambda_0$.
+      max_products: Hessian-vector products for one search, at most.
+      refresh_every: updates between searches.
+      seed: of the random vector from which the first search starts.
+
+    Returns:
+      An Optax transformation with extra arguments, called as `scale_by_dal` is. Its state is a
+      `ScaleBySharpnessState`.
+
+    Raises:
+      ValueError: an option is out of range; `loss_fn` or `params` is missing.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: jnp.sum(jnp.array([4.0, 1.0]) * x**2)
+      >>> tx = pfcore.learning_rates.scale_by_sharpness()
+      >>> x = jnp.ones(2)
+      >>> _, state = tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)
+      >>> round(float(state.curvature), 3), round(float(state.learning_rate), 3)
+      (8.0, 0.25)
+
+    References:
+      The classical bound for gradient descent on quadratics; as a baseline for adaptive rates in
+      Roulet et al., NeurIPS 2024 (arXiv 2407.06183).
+    """
+    check_positive("scale", scale)
+    check_positive("max_learning_rate", max_learning_rate)
+    tolerance = check_positive("tolerance", tolerance)
+    max_products = check_count("max_products", max_products, minimum=2)
+    refresh_every = check_count("refresh_every", refresh_every, minimum=1)
+
+    def init(params: Params) -> ScaleBySharpnessState:
+        dtype = real_dtype(params)
+        vector = jax.random.normal(jax.random.key(seed), (num_entries(params),), dtype)
+        return ScaleBySharpnessState(
+            learning_rate=jnp.asarray(max_learning_rate).astype(dtype),
+            curvature=jnp.zeros((), dtype),
+            converged=jnp.zeros((), bool),
+            num_products=jnp.zeros((), jnp.int32),
+            vector=vector / jnp.linalg.norm(vector),
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: Params,
+        state: ScaleBySharpnessState,
+        params: Params | None = None,
+        *,
+        loss_fn: Loss | None = None,
+        **extra: Any,
+    ) -> tuple[Params, ScaleBySharpnessState]:
+        del extra
+        loss, params = required("scale_by_sharpness", loss_fn, params)
+        dtype = state.curvature.dtype
+
+        def search():
+            pairs, _ = find_eigenpairs(
+                loss,
+                params,
+                state.vector[None],
+                key=jax.random.fold_in(jax.random.key(seed), state.num_updates),
+                tolerance=tolerance,
+                max_products=jnp.int32(max_products),
+                wanted=jnp.int32(1),
+                count=1,
+                which="largest",
+                check=False,
+            )
+            vector = ravelled_rows(pairs.vectors)[0].astype(dtype)
+            sane = jnp.isfinite(pairs.values[0]) & jnp.all(jnp.isfinite(vector))
+            return (
+                pairs.values[0].astype(dtype),
+                pairs.converged[0],
+                pairs.num_products,
+                jnp.where(sane, vector, state.vector),
+            )
+
+        def kept():
+            return state.curvature, state.converged, state.num_products, state.vector
+
+        if refresh_every == 1:
+            found = search()
+        else:
+            found = jax.lax.cond(state.num_updates % refresh_every == 0, search, kept)
+        curvature, converged, num_products, vector = found
+        positive = jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
+        rate = jnp.where(
+            curvature > 0,
+            jnp.asarray(scale).astype(dtype) / positive,
+            jnp.full_like(curvature, jnp.inf),
+        )
+        rate = bounded(rate, curvature, max_learning_rate)
+        return scaled(updates, rate), ScaleBySharpnessState(
+            rate,
+            curvature,
+            converged,
+            num_products,
+            vector,
+            optax.safe_increment(state.num_updates),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sharpness_rate(
+    scale: ScalarLike = 2.0,
+    max_learning_rate: ScalarLike = 5.0,
+    *,
+    tolerance: ScalarLike = 1e-2,
+    max_products: int = 20,
+    refresh_every: int = 1,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent at $2/\lambda_0$: `scale_by_sharpness`, then descend.
+
+    Args:
+      scale, max_learning_rate, tolerance, max_products, refresh_every, seed: as for
+        `scale_by_sharpness`.
+
+    Returns:
+      An Optax transformation with extra arguments; its state is that of `scale_by_sharpness`.
+
+    Raises:
+      ValueError: as for `scale_by_sharpness`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 4.0 * x[0] ** 2
+      >>> tx = pfcore.learning_rates.sharpness_rate(scale=1.0)
+      >>> x = jnp.array([1.0])
+      >>> updates, _ = tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)
+      >>> float(updates[0])  # to the minimum in one step
+      -1.0
+    """
+    return descending(
+        scale_by_sharpness(
+            scale,
+            max_learning_rate,
+            tolerance=tolerance,
+            max_products=max_products,
+            refresh_every=refresh_every,
+            seed=seed,
+        )
+    )
