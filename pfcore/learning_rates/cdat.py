@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcore._checks import Loss, ScalarLike, check_positive
 from pfcore._trees import Params, real_dtype
-from pfcore.learning_rates.common import bounded, inner, required, scaled
+from pfcore.learning_rates.common import bounded, required, scaled
 from pfcore.learning_rates.dal import descending
 
 
@@ -96,8 +96,8 @@ def scale_by_cdat(
         loss, params = required("scale_by_cdat", loss_fn, params)
         dtype = state.slope.dtype
         g, product = jax.jvp(jax.grad(loss), (params,), (updates,))
-        slope = jnp.maximum(inner(g, updates), 0).astype(dtype)
-        bend = jnp.abs(inner(updates, product)).astype(dtype)
+        slope = jnp.maximum(optax.tree.vdot(g, updates), 0).astype(dtype)
+        bend = jnp.abs(optax.tree.vdot(updates, product)).astype(dtype)
         sane = jnp.isfinite(slope) & jnp.isfinite(bend)
         # Before the first the averages are zero: what is missing cancels in the ratio.
         keep = jnp.asarray(decay).astype(dtype)
@@ -106,7 +106,7 @@ def scale_by_cdat(
         rate = jnp.asarray(scale).astype(dtype) * mean_slope / mean_bend
         rate = jnp.where(mean_slope > 0, rate, jnp.zeros_like(rate))
         rate = bounded(rate, slope + bend, max_learning_rate)
-        size = inner(updates, updates).astype(dtype)
+        size = optax.tree.vdot(updates, updates).astype(dtype)
         curvature = bend / jnp.where(size > 0, size, jnp.ones_like(size))
         return scaled(updates, rate), ScaleByCdatState(
             rate, curvature, mean_slope, mean_bend, optax.safe_increment(state.num_updates)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pfcore._checks import Loss, ScalarLike
-from pfcore._trees import Params, real_dtype, scale
+from pfcore._trees import Params, scale
 
 
 def required(name: str, loss_fn: Loss | None, params: Params | None) -> tuple[Loss, Params]:
@@ -25,20 +25,6 @@ def check_power(power: ScalarLike) -> None:
     """A real number that is not negative; traced values are taken on trust."""
     if not isinstance(power, jax.core.Tracer) and not 0 <= float(power) < float("inf"):
         raise ValueError(f"power must be at least 0 and finite, got {power!r}")
-
-
-def norm(tree: Params) -> Float[Array, ""]:
-    """Euclidean norm of all entries, in the widest real dtype."""
-    dtype = real_dtype(tree)
-    squares = [jnp.sum(jnp.square(x.astype(dtype))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
-
-
-def inner(a: Params, b: Params) -> Float[Array, ""]:
-    """Inner product over all entries, in the widest real dtype."""
-    dtype = real_dtype(a)
-    products = jax.tree.map(lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), a, b)
-    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def bounded(rate: Array, measured: Array, max_learning_rate: Any) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from pfcore._checks import Loss, ScalarLike, check_count, check_positive
 from pfcore._trees import Params, add_scaled, real_dtype, scale
 from pfcore.curvature import hvp
-from pfcore.learning_rates.common import bounded, check_power, norm, required, scaled
+from pfcore.learning_rates.common import bounded, check_power, required, scaled
 
 FINITE_DIFFERENCE = 0.01  # length of the step that the difference of gradients takes
 
@@ -114,8 +114,8 @@ def scale_by_dal(
         dtype = state.curvature.dtype
 
         def measure() -> Array:
-            size = norm(updates)
-            hg = norm(_product(product, loss, params, updates, size))
+            size = optax.tree.norm(updates)
+            hg = optax.tree.norm(_product(product, loss, params, updates, size))
             ratio = hg / jnp.where(size > 0, size, jnp.ones_like(size))
             return ratio.astype(dtype)
 
