@@ -12,10 +12,12 @@ from typing import Any
 
 from pfcore import records
 from pfcore.experiments import (
+    adaptive_rates,
     edge_of_stability,
     flows_at_the_edge,
     hessian_through_training,
     learning_rate_change,
+    methods,
     running,
     settings,
 )
@@ -31,6 +33,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         flows_at_the_edge,
         learning_rate_change,
         hessian_through_training,
+        adaptive_rates,
     )
 }
 
@@ -139,6 +142,7 @@ __all__ = [
     "Interrupted",
     "Problem",
     "configure",
+    "methods",
     "obtain",
     "profile_in_force",
     "run",

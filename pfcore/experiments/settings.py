@@ -9,22 +9,26 @@ from typing import Any
 from pfcore.experiments.problems import PROBLEMS, Problem
 
 
-def _parsed(key: str, text: str, hint: Any, profile: str) -> Any:
+def parsed(key: str, text: str, hint: Any, profile: str = "quick") -> Any:
     """`text` as a value of the type that the field is annotated with."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() in ("none", "null"):
             return None
         (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _parsed(key, text, hint, profile)
+        return parsed(key, text, hint, profile)
     if origin is tuple:
         parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
-        return tuple(_parsed(key, part.strip(), arguments[0], profile) for part in parts)
+        return tuple(parsed(key, part.strip(), arguments[0], profile) for part in parts)
     if hint is Problem:
         known = PROBLEMS[profile]
         if text not in known:
             raise ValueError(f"unknown problem {text!r}; choose one of {', '.join(known)}")
         return known[text]
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{key} must be true or false, got {text!r}")
+        return text.lower() == "true"
     try:
         return hint(text)
     except ValueError as error:
@@ -39,7 +43,7 @@ def _replaced(config: Any, key: str, path: list[str], text: str, profile: str) -
         known = ", ".join(names(config, prefix))
         raise ValueError(f"unknown setting {key!r}; choose one of {known}")
     if not rest:
-        value = _parsed(key, text, hints[name], profile)
+        value = parsed(key, text, hints[name], profile)
     elif dataclasses.is_dataclass(inner := getattr(config, name)):
         value = _replaced(inner, key, rest, text, profile)
     else:

@@ -1,0 +1,392 @@
+"""Many ways to choose a learning rate, on one problem, with one budget."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from pfcore import curvature
+from pfcore._checks import check_count
+from pfcore._trees import Params, real_dtype
+from pfcore.experiments import methods, running
+from pfcore.experiments.problems import PROBLEMS, Built, Data, Problem, build
+from pfcore.records import Record
+
+NAME = "adaptive-rates"
+UNITS = ("steps", "gradients")
+SHARPNESS_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, in which ways, and for how long.
+
+    Attributes:
+      problem: data, network and loss.
+      methods: each as `name:option=value`, such as "dal:power=0.5" or "sgd:learning_rate=0.2".
+      seeds: of the initial weights and the order of the samples; each method runs with each.
+      batch_size: samples a step; None for all. Samples are shuffled anew for every pass over them,
+        and those left over at its end are skipped.
+      budget: of each run, in `unit`.
+      unit: "steps", or "gradients": what the method costs, counted in gradients of one batch.
+      every: of the unit, between measurements; divides the budget.
+      sharpness: measure the largest eigenvalue of the full-batch Hessian, too.
+      each_step: keep the loss and the learning rate of every step.
+    """
+
+    problem: Problem = PROBLEMS["quick"]["digits-mlp"]
+    methods: tuple[str, ...] = (
+        "dal",
+        "cdat",
+        "sharpness",
+        "sgd:learning_rate=0.1",
+        "sgd:learning_rate=0.2",
+        "sgd:learning_rate=0.5",
+    )
+    seeds: tuple[int, ...] = (0,)
+    batch_size: int | None = None
+    budget: int = 600
+    unit: str = "steps"
+    every: int = 10
+    sharpness: bool = False
+    each_step: bool = True
+
+
+PROFILES = {
+    "quick": Config(),
+    "full": Config(
+        problem=PROBLEMS["full"]["cifar10-convnet"],
+        methods=(
+            "dal",
+            "dal:power=0.5",
+            "cdat",
+            "sharpness",
+            "polyak",
+            "line-search",
+            "schedule-free:learning_rate=1.0",
+            "prodigy",
+            "sgd:learning_rate=0.05",
+            "sgd:learning_rate=0.1",
+            "sgd:learning_rate=0.2",
+            "adam:learning_rate=0.0003",
+            "adam:learning_rate=0.001",
+            "adam:learning_rate=0.003",
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        batch_size=256,
+        budget=20_000,
+        unit="gradients",
+        every=200,
+        each_step=False,
+    ),
+}
+
+
+class Setup(NamedTuple):
+    """What one compiled run depends on besides arrays."""
+
+    built: Built
+    name: str
+    choices: tuple[tuple[str, Any], ...]
+    batch_size: int | None
+    num_measurements: int
+    unit: str
+    every: int
+    sharpness: bool
+
+
+class Position(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      params: parameters.
+      state: of the method.
+      order: [n] the samples' order in this pass; None for the full batch.
+      num_steps: done.
+      cost: of them, in gradients.
+      rises: at how many of them the loss was larger than at the one before.
+      loss: that the last step saw.
+    """
+
+    params: Params
+    state: Any
+    order: Any
+    num_steps: Array
+    cost: Array
+    rises: Array
+    loss: Array
+
+
+class Measured(NamedTuple):
+    """At M + 1 points of a run, and at the steps between; NaN where there were none, None for what
+    was not asked for.
+
+    Attributes:
+      step: [M + 1], steps done.
+      cost: [M + 1], what they cost, in gradients.
+      num_rises: [M + 1], how many of them saw a larger loss than the step before; in mini-batches
+        that is another batch's.
+      loss: [M + 1], on all training samples.
+      test_loss: [M + 1].
+      test_accuracy: [M + 1], between 0 and 1.
+      sharpness: [M + 1], of the full-batch loss, certified to a hundredth.
+      loss_each_step: [M, every], that the step saw.
+      rate_each_step: [M, every], its learning rate; for methods without one, the length of the step
+        over that of the gradient.
+    """
+
+    step: Any
+    cost: Any
+    num_rises: Any
+    loss: Any
+    test_loss: Any
+    test_accuracy: Any
+    sharpness: Any
+    loss_each_step: Any
+    rate_each_step: Any
+
+
+def _sequence(setup: Setup, data: Data, key: Array):
+    """(first order, how a step finds its samples)."""
+    size = setup.batch_size
+    if size is None:
+        return None, lambda order, step: (order, data)
+    n = len(data.train_targets)
+    per_pass = n // size
+
+    def shuffled(epoch: Array) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
+
+    def batch(order: Array, step: Array) -> tuple[Array, Data]:
+        epoch, place = step // per_pass, step % per_pass
+        order = jax.lax.cond(place == 0, lambda: shuffled(epoch), lambda: order)
+        chosen = jax.lax.dynamic_slice(order, (place * size,), (size,))
+        return order, data._replace(
+            train_inputs=data.train_inputs[chosen], train_targets=data.train_targets[chosen]
+        )
+
+    return jnp.zeros(n, jnp.int32), batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train(
+    setup: Setup, data: Data, params: Params, key: Array, numbers: dict[str, Array]
+) -> Measured:
+    """One run, from the start to the end of its budget or its first loss that is not finite."""
+    method = methods.build(setup.name, numbers, setup.choices)
+    scaling = optax.with_extra_args_support(method.scaling)
+    built, dtype = setup.built, real_dtype(params)
+    whole, accuracy = built.loss(data), built.accuracy(data)
+    unseen = built.loss(
+        data._replace(train_inputs=data.test_inputs, train_targets=data.test_targets)
+    )
+    tracker = curvature.tracker(whole, 1, tolerance=SHARPNESS_TOLERANCE)
+    order, batch = _sequence(setup, data, key)
+
+    def step(position: Position) -> tuple[Position, Array]:
+        order, samples = batch(position.order, position.num_steps)
+        loss = built.loss(samples)
+        value, gradient = jax.value_and_grad(loss)(position.params)
+        # Optax's own methods mix dtypes, as the usual promotion allows.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = scaling.update(
+                gradient,
+                position.state,
+                position.params,
+                **method.extras(methods.Step(loss, value, gradient)),
+            )
+            if method.rate is None:
+                rate = optax.tree.norm(updates) / optax.tree.norm(gradient)
+            else:
+                rate = jnp.asarray(method.rate(state))
+            cost = jnp.asarray(method.cost(state), dtype)
+            moved = jax.tree.map(lambda p, u: (p - u).astype(p.dtype), position.params, updates)
+        return (
+            Position(
+                moved,
+                state,
+                order,
+                position.num_steps + 1,
+                position.cost + cost,
+                position.rises + (value > position.loss),
+                value.astype(dtype),
+            ),
+            rate.astype(dtype),
+        )
+
+    def stretch(position: Position, index: Array):
+        """Steps up to the next measurement."""
+        end = (index + 1) * setup.every
+
+        def unfinished(carry) -> Array:
+            position, _, _, count = carry
+            spent = position.num_steps if setup.unit == "steps" else position.cost
+            return (spent < end) & (count < setup.every) & jnp.isfinite(position.loss)
+
+        def body(carry):
+            position, losses, rates, count = carry
+            position, rate = step(position)
+            return (
+                position,
+                losses.at[count].set(position.loss),
+                rates.at[count].set(rate),
+                count + 1,
+            )
+
+        empty = jnp.full(setup.every, jnp.nan, dtype)
+        position, losses, rates, _ = jax.lax.while_loop(
+            unfinished, body, (position, empty, empty, jnp.int32(0))
+        )
+        return position, (losses, rates)
+
+    def measure(position: Position, tracked) -> dict[str, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            best = method.evaluated(position.state, position.params)
+        return {
+            "step": position.num_steps,
+            "cost": position.cost,
+            "num_rises": position.rises,
+            "loss": whole(best),
+            "test_loss": unseen(best),
+            "test_accuracy": accuracy(best),
+            "sharpness": None if tracked is None else tracked.pairs.values[0],
+        }
+
+    def body(carry, index: Array):
+        position, tracked = carry
+        position, each = stretch(position, index)
+        if setup.sharpness:
+            tracked = tracker.update(position.params, tracked)
+        return (position, tracked), (measure(position, tracked), each)
+
+    position = Position(
+        params,
+        scaling.init(params),
+        order,
+        jnp.int32(0),
+        jnp.zeros((), dtype),
+        jnp.int32(0),
+        jnp.full((), jnp.finfo(dtype).max, dtype),
+    )
+    tracked = tracker.init(params, key) if setup.sharpness else None
+    first = measure(position, tracked)
+    _, (rest, (losses, rates)) = jax.lax.scan(
+        body, (position, tracked), jnp.arange(setup.num_measurements, dtype=jnp.int32)
+    )
+    points = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+    return Measured(**points, loss_each_step=losses, rate_each_step=rates)
+
+
+def _check(config: Config) -> None:
+    check_count("budget", config.budget, minimum=1)
+    check_count("every", config.every, minimum=1)
+    if config.budget % config.every:
+        raise ValueError(
+            f"budget must be a multiple of every = {config.every}, got {config.budget}"
+        )
+    if config.unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {config.unit!r}")
+    for field in ("methods", "seeds"):
+        if not getattr(config, field):
+            raise ValueError(f"{field} must name at least one, got {getattr(config, field)!r}")
+
+
+def plan(config: Config) -> running.Plan:
+    """Method after method, seed after seed; each run is a piece."""
+    _check(config)
+    built = build(config.problem, seed=config.seeds[0])
+    num_samples = len(built.data.train_targets)
+    if config.batch_size is not None:
+        check_count("batch_size", config.batch_size, minimum=1)
+        if config.batch_size > num_samples:
+            raise ValueError(
+                f"batch_size must be at most the {num_samples} training samples, "
+                f"got {config.batch_size}"
+            )
+    specs = [methods.read(text) for text in config.methods]
+    num_measurements = config.budget // config.every
+    shape = (len(specs), len(config.seeds))
+    dtype = real_dtype(built.params)
+
+    def start() -> Measured:
+        def floats(*rest: int) -> np.ndarray:
+            return np.full(shape + rest, np.nan, dtype)
+
+        points = num_measurements + 1
+        counts = np.zeros((*shape, points), np.int32)
+        return Measured(
+            step=counts,
+            cost=floats(points),
+            num_rises=counts.copy(),
+            loss=floats(points),
+            test_loss=floats(points),
+            test_accuracy=floats(points),
+            sharpness=floats(points) if config.sharpness else None,
+            loss_each_step=floats(config.budget) if config.each_step else None,
+            rate_each_step=floats(config.budget) if config.each_step else None,
+        )
+
+    def advance(found: Measured, piece: int) -> Measured:
+        number, place = divmod(piece, shape[1])
+        spec, seed = specs[number], config.seeds[place]
+        params = built.params if place == 0 else build(config.problem, seed=seed).params
+        setup = Setup(
+            built,
+            spec.name,
+            spec.choices,
+            config.batch_size,
+            num_measurements,
+            config.unit,
+            config.every,
+            config.sharpness,
+        )
+        numbers = {key: jnp.asarray(value, dtype) for key, value in spec.numbers.items()}
+        new = _train(setup, built.data, params, jax.random.key(seed), numbers)
+        if not config.each_step:
+            new = new._replace(loss_each_step=None, rate_each_step=None)
+
+        def fill(old: np.ndarray, part: jax.Array) -> np.ndarray:
+            array = old.copy()
+            array[number, place] = np.reshape(part, -1)
+            return array
+
+        return jax.tree.map(fill, found, new)
+
+    def outcome(found: Measured) -> running.Outcome:
+        diverged = ~np.isfinite(found.loss[..., -1])
+        # The step that saw the loss is counted; the loss was that of the one before.
+        ends = np.where(diverged, found.step[..., -1] - 1, -1).astype(np.int32)
+        arrays = {name: array for name, array in found._asdict().items() if array is not None}
+        return running.Outcome(
+            arrays | {"diverged_at_step": ends},
+            int(ends[diverged].min()) if diverged.any() else None,
+        )
+
+    def show(found: Measured) -> dict[str, str]:
+        done = int(np.sum(found.step[..., -1] > 0))
+        return {"next": config.methods[done // shape[1]]} if done < shape[0] * shape[1] else {}
+
+    return running.Plan(built, shape[0] * shape[1], start, advance, outcome, show=show)
+
+
+def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
+    r"""Train with many ways to choose the learning rate, on one budget.
+
+    Every method starts from the same weights for the same seed, sees the same batches in the same
+    order, and stops where its budget is spent, or at the first loss that is not finite.
+
+    Args:
+      config: see `Config`.
+      **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
+
+    Returns:
+      A `Record` with the arrays of `Measured`, with leading axes for methods and seeds;
+      `loss_each_step` and `rate_each_step` one after another, NaN where a step cost more than one
+      unit. `diverged_at_step` [methods, seeds] is -1 where training did not diverge.
+    """
+    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)

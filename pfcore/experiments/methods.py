@@ -1,0 +1,244 @@
+"""The methods that are compared, as text: `name:option=value` -> an Optax transformation.
+
+Each says what it costs, counted in gradients of the loss that it is given. A forward pass is a
+third of a gradient, and a Hessian-vector product, forward over reverse, is two: what operations
+say. What they take in seconds is measured by `benchmarks/learning_rates.py`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from pfcore import learning_rates
+from pfcore._checks import Loss, check_learning_rate
+from pfcore._trees import Params
+from pfcore.experiments.settings import parsed
+
+FORWARD, PRODUCT = 1 / 3, 2.0  # in gradients
+MOST = 5.0  # the largest learning rate of every method that chooses its own
+
+State = Any
+
+
+class Step(NamedTuple):
+    """What a method may look at: the loss of the present batch, its value and its gradient."""
+
+    loss: Loss
+    value: jax.Array
+    gradient: Params
+
+
+class Method(NamedTuple):
+    """A way of training.
+
+    Attributes:
+      scaling: what is subtracted from the parameters, as an Optax transformation of the gradient.
+      rate: `rate(state)`, the learning rate of the last step; None where there is no such number.
+      cost: `cost(state)`, what the last step cost, in gradients.
+      extras: `extras(step)`, keyword arguments of the update.
+      evaluated: `evaluated(state, params)`, the parameters that the method recommends.
+    """
+
+    scaling: optax.GradientTransformation
+    rate: Callable[[State], Any] | None
+    cost: Callable[[State], Any] = lambda state: 1.0
+    extras: Callable[[Step], dict[str, Any]] = lambda step: {}
+    evaluated: Callable[[State, Params], Params] = lambda state, params: params
+
+
+def _measured(
+    scaling: optax.GradientTransformationExtraArgs,
+    price: Callable[[State], Any],
+    *,
+    every: int = 1,
+    momentum: float = 0.0,
+) -> Method:
+    """A rate that is measured at updates 0, every, 2 every and so on, for a price besides the
+    gradient; then heavy-ball momentum."""
+    return Method(
+        optax.chain(scaling, optax.trace(momentum)),
+        rate=lambda state: state[0].learning_rate,
+        cost=lambda state: (
+            1.0 + jnp.where((state[0].num_updates - 1) % every == 0, price(state[0]), 0.0)
+        ),
+        extras=lambda step: {"loss_fn": step.loss},
+    )
+
+
+def _dal(
+    power: float = 1.0,
+    max_learning_rate: float = MOST,
+    product: str = "exact",
+    refresh_every: int = 1,
+    momentum: float = 0.0,
+) -> Method:
+    return _measured(
+        learning_rates.scale_by_dal(
+            power, max_learning_rate, product=product, refresh_every=refresh_every
+        ),
+        lambda state: PRODUCT if product == "exact" else 1.0,
+        every=refresh_every,
+        momentum=momentum,
+    )
+
+
+def _cdat(
+    scale: float = 2.0,
+    decay: float = 0.9,
+    max_learning_rate: float = MOST,
+    momentum: float = 0.0,
+) -> Method:
+    scaling = learning_rates.scale_by_cdat(scale, decay, max_learning_rate)
+    return _measured(scaling, lambda state: PRODUCT, momentum=momentum)
+
+
+def _sharpness(
+    scale: float = 2.0,
+    max_learning_rate: float = MOST,
+    max_products: int = 20,
+    refresh_every: int = 1,
+    momentum: float = 0.0,
+) -> Method:
+    return _measured(
+        learning_rates.scale_by_sharpness(
+            scale, max_learning_rate, max_products=max_products, refresh_every=refresh_every
+        ),
+        lambda state: PRODUCT * state.num_products,
+        every=refresh_every,
+        momentum=momentum,
+    )
+
+
+def _sgd(learning_rate: float, momentum: float = 0.0) -> Method:
+    h = check_learning_rate(learning_rate)
+    return Method(optax.chain(optax.trace(momentum), optax.scale(h)), rate=lambda state: h)
+
+
+def _adam(learning_rate: float = 1e-3) -> Method:
+    return Method(
+        optax.chain(optax.scale_by_adam(), optax.scale(check_learning_rate(learning_rate))),
+        rate=None,
+    )
+
+
+def _polyak(max_learning_rate: float = MOST) -> Method:
+    return Method(
+        optax.scale_by_polyak(max_learning_rate=max_learning_rate),
+        rate=None,
+        extras=lambda step: {"value": step.value},
+    )
+
+
+def _line_search(max_learning_rate: float = MOST) -> Method:
+    search = optax.scale_by_backtracking_linesearch(30, max_learning_rate=max_learning_rate)
+    down = optax.scale(-1.0)  # it wants the direction in which to go
+    return Method(
+        optax.chain(down, search, down),
+        rate=lambda state: state[1].learning_rate,
+        cost=lambda state: 1.0 + FORWARD * state[1].info.num_linesearch_steps,
+        extras=lambda step: {
+            "value": step.value,
+            "grad": step.gradient,
+            "value_fn": step.loss,
+        },
+    )
+
+
+def _schedule_free(learning_rate: float = 1.0) -> Method:
+    h = check_learning_rate(learning_rate)
+    return Method(
+        _up(contrib.schedule_free(optax.sgd(h), h)),
+        rate=None,
+        evaluated=contrib.schedule_free_eval_params,
+    )
+
+
+def _prodigy() -> Method:
+    return Method(_up(contrib.prodigy()), rate=None)
+
+
+def _up(descending: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same with its sign turned, and its state as it is."""
+
+    def update(updates, state, params=None):
+        updates, state = descending.update(updates, state, params)
+        return jax.tree.map(jnp.negative, updates), state
+
+    return optax.GradientTransformation(descending.init, update)
+
+
+METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
+    "dal": ("DAL", _dal),
+    "cdat": ("CDAT", _cdat),
+    "sharpness": ("2/λ₀", _sharpness),
+    "polyak": ("Polyak", _polyak),
+    "line-search": ("line search", _line_search),
+    "schedule-free": ("schedule-free", _schedule_free),
+    "prodigy": ("Prodigy", _prodigy),
+    "sgd": ("SGD", _sgd),
+    "adam": ("Adam", _adam),
+}
+
+
+class Spec(NamedTuple):
+    """A method's text, read.
+
+    Attributes:
+      name: of the method.
+      numbers: options that are real numbers; the same compiled function serves all their values.
+      choices: the other options.
+    """
+
+    name: str
+    numbers: dict[str, float]
+    choices: tuple[tuple[str, Any], ...]
+
+
+def read(text: str) -> Spec:
+    """`"dal:power=0.5:refresh_every=10"` and the like.
+
+    Raises:
+      ValueError: the method or an option is not known, missing, or out of range.
+    """
+    name, *options = text.split(":")
+    if name not in METHODS:
+        raise ValueError(f"unknown method {text!r}; choose one of {', '.join(METHODS)}")
+    known = inspect.signature(METHODS[name][1]).parameters
+    given: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in known:
+            raise ValueError(
+                f"{option!r} is no option of {name}; "
+                f"write {name}:KEY=VALUE with one of {', '.join(known) or 'none'}"
+            )
+        given[key] = parsed(key, value, known[key].annotation)
+    for key, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and key not in given:
+            raise ValueError(f"method {text!r} needs {key}: write {name}:{key}=VALUE")
+    METHODS[name][1](**given)
+    numbers = {key: value for key, value in given.items() if known[key].annotation is float}
+    choices = tuple(sorted((key, given[key]) for key in given.keys() - numbers.keys()))
+    return Spec(name, numbers, choices)
+
+
+def build(name: str, numbers: dict[str, Any], choices: tuple[tuple[str, Any], ...]) -> Method:
+    """The method; its numbers may be traced."""
+    return METHODS[name][1](**numbers, **dict(choices))
+
+
+def label(text: str) -> str:
+    """A method's name for a figure or a table, such as "DAL-0.5" or "SGD, h = 0.2"."""
+    name, numbers, choices = read(text)
+    rest = dict(numbers) | dict(choices)
+    shown = METHODS[name][0]
+    if name == "dal" and "power" in rest:
+        shown += f"-{rest.pop('power'):g}"
+    if "learning_rate" in rest:
+        shown += f", h = {rest.pop('learning_rate'):g}"
+    return ", ".join([shown, *(f"{key.replace('_', ' ')} {value}" for key, value in rest.items())])
