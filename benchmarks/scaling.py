@@ -18,8 +18,6 @@ and results. In single precision, on the processor unless JAX_PLATFORMS says oth
 import argparse
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -32,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tables import table
+from timing import timed
 
 from pfcore import curvature, datasets, experiments, losses, networks
 from pfcore._trees import add_scaled
@@ -40,19 +39,6 @@ from pfcore.experiments.problems import build
 
 RATE = np.float32(0.01)
 ROUNDS = 5
-
-
-def timed(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each; all take turns, so that noise hits all alike."""
-    for function in functions.values():
-        jax.block_until_ready(function())
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def memory(function: Callable[..., Any], *arguments: Any) -> str:

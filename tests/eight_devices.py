@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -113,6 +114,31 @@ def test_eigenvalues():
     found = jax.jit(top)(params, *jax.device_put(data("mlp"), shards()))
     assert len(found.sharding.device_set) == 8
     np.testing.assert_allclose(found, dense, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["dal", "cdat", "sharpness_rate"])
+def test_learning_rates(method):
+    """Ten steps of training on sharded data are those on one device."""
+    params, _ = expected("mlp")
+    tx = getattr(pfcore.learning_rates, method)(max_learning_rate=0.5)
+
+    @jax.jit
+    def train(params, inputs, targets):
+        loss, _ = build("mlp", inputs, targets, microbatch=16)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params, loss_fn=loss)
+            return (optax.apply_updates(params, updates), state), state.learning_rate
+
+        (params, _), rates = jax.lax.scan(step, (params, tx.init(params)), length=10)
+        return params, rates
+
+    found = train(params, *jax.device_put(data("mlp"), shards()))
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(found))
+    wanted = train(params, *data("mlp"))
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-8)
+    np.testing.assert_allclose(flatten(found[0]), flatten(wanted[0]), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("microbatch", [None, 16])

@@ -213,7 +213,7 @@ def _train(
                 order,
                 position.num_steps + 1,
                 position.cost + cost,
-                position.rises + (value > position.loss),
+                position.rises + (value > position.loss).astype(jnp.int32),
                 value.astype(dtype),
             ),
             rate.astype(dtype),
@@ -225,8 +225,8 @@ def _train(
 
         def unfinished(carry) -> Array:
             position, _, _, count = carry
-            spent = position.num_steps if setup.unit == "steps" else position.cost
-            return (spent < end) & (count < setup.every) & jnp.isfinite(position.loss)
+            spent = position.num_steps.astype(dtype) if setup.unit == "steps" else position.cost
+            return (spent < end.astype(dtype)) & (count < setup.every) & jnp.isfinite(position.loss)
 
         def body(carry):
             position, losses, rates, count = carry

@@ -7,7 +7,7 @@ say. What they take in seconds is measured by `benchmarks/learning_rates.py`.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ FORWARD, PRODUCT = 1 / 3, 2.0  # in gradients
 MOST = 5.0  # the largest learning rate of every method that chooses its own
 
 State = Any
+Number = Annotated[Any, "a float in a method's text, and perhaps traced when it is built"]
 
 
 class Step(NamedTuple):
@@ -56,7 +57,7 @@ def _measured(
     price: Callable[[State], Any],
     *,
     every: int = 1,
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
 ) -> Method:
     """A rate that is measured at updates 0, every, 2 every and so on, for a price besides the
     gradient; then heavy-ball momentum."""
@@ -71,11 +72,11 @@ def _measured(
 
 
 def _dal(
-    power: float = 1.0,
-    max_learning_rate: float = MOST,
+    power: Number = 1.0,
+    max_learning_rate: Number = MOST,
     product: str = "exact",
     refresh_every: int = 1,
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
 ) -> Method:
     return _measured(
         learning_rates.scale_by_dal(
@@ -88,21 +89,21 @@ def _dal(
 
 
 def _cdat(
-    scale: float = 2.0,
-    decay: float = 0.9,
-    max_learning_rate: float = MOST,
-    momentum: float = 0.0,
+    scale: Number = 2.0,
+    decay: Number = 0.9,
+    max_learning_rate: Number = MOST,
+    momentum: Number = 0.0,
 ) -> Method:
     scaling = learning_rates.scale_by_cdat(scale, decay, max_learning_rate)
     return _measured(scaling, lambda state: PRODUCT, momentum=momentum)
 
 
 def _sharpness(
-    scale: float = 2.0,
-    max_learning_rate: float = MOST,
+    scale: Number = 2.0,
+    max_learning_rate: Number = MOST,
     max_products: int = 20,
     refresh_every: int = 1,
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
 ) -> Method:
     return _measured(
         learning_rates.scale_by_sharpness(
@@ -114,19 +115,19 @@ def _sharpness(
     )
 
 
-def _sgd(learning_rate: float, momentum: float = 0.0) -> Method:
+def _sgd(learning_rate: Number, momentum: Number = 0.0) -> Method:
     h = check_learning_rate(learning_rate)
     return Method(optax.chain(optax.trace(momentum), optax.scale(h)), rate=lambda state: h)
 
 
-def _adam(learning_rate: float = 1e-3) -> Method:
+def _adam(learning_rate: Number = 1e-3) -> Method:
     return Method(
         optax.chain(optax.scale_by_adam(), optax.scale(check_learning_rate(learning_rate))),
         rate=None,
     )
 
 
-def _polyak(max_learning_rate: float = MOST) -> Method:
+def _polyak(max_learning_rate: Number = MOST) -> Method:
     return Method(
         optax.scale_by_polyak(max_learning_rate=max_learning_rate),
         rate=None,
@@ -134,7 +135,7 @@ def _polyak(max_learning_rate: float = MOST) -> Method:
     )
 
 
-def _line_search(max_learning_rate: float = MOST) -> Method:
+def _line_search(max_learning_rate: Number = MOST) -> Method:
     search = optax.scale_by_backtracking_linesearch(30, max_learning_rate=max_learning_rate)
     down = optax.scale(-1.0)  # it wants the direction in which to go
     return Method(
@@ -149,7 +150,7 @@ def _line_search(max_learning_rate: float = MOST) -> Method:
     )
 
 
-def _schedule_free(learning_rate: float = 1.0) -> Method:
+def _schedule_free(learning_rate: Number = 1.0) -> Method:
     h = check_learning_rate(learning_rate)
     return Method(
         _up(contrib.schedule_free(optax.sgd(h), h)),
@@ -217,12 +218,13 @@ def read(text: str) -> Spec:
                 f"{option!r} is no option of {name}; "
                 f"write {name}:KEY=VALUE with one of {', '.join(known) or 'none'}"
             )
-        given[key] = parsed(key, value, known[key].annotation)
+        kind = known[key].annotation
+        given[key] = parsed(key, value, float if kind is Number else kind)
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise ValueError(f"method {text!r} needs {key}: write {name}:{key}=VALUE")
     METHODS[name][1](**given)
-    numbers = {key: value for key, value in given.items() if known[key].annotation is float}
+    numbers = {key: value for key, value in given.items() if known[key].annotation is Number}
     choices = tuple(sorted((key, given[key]) for key in given.keys() - numbers.keys()))
     return Spec(name, numbers, choices)
 

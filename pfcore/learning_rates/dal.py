@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_positive
-from pfcore._trees import Params, add_scaled, real_dtype, scale
+from pfcore._trees import Params, add_scaled, real_dtype
 from pfcore.curvature import hvp
 from pfcore.learning_rates.common import bounded, check_power, required, scaled
 
@@ -29,12 +29,15 @@ class ScaleByDalState(NamedTuple):
     num_updates: Int[Array, ""]
 
 
-def _product(kind: str, loss_fn: Loss, params: Params, g: Params, size: Array) -> Params:
+def _stretch(kind: str, loss_fn: Loss, params: Params, g: Params) -> Array:
+    """How much longer H makes g: the norm of H g over that of g; 0 where g is 0."""
+    size = optax.tree.norm(g)
+    divisor = jnp.where(size > 0, size, jnp.ones_like(size))
     if kind == "exact":
-        return hvp(loss_fn, params, g)
-    epsilon = FINITE_DIFFERENCE / jnp.where(size > 0, size, jnp.ones_like(size))
-    beyond = jax.grad(loss_fn)(add_scaled(params, epsilon, g))
-    return scale(1 / epsilon, jax.tree.map(jnp.subtract, beyond, g))
+        return optax.tree.norm(hvp(loss_fn, params, g)) / divisor
+    beyond = jax.grad(loss_fn)(add_scaled(params, FINITE_DIFFERENCE / divisor, g))
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, beyond, g)) / FINITE_DIFFERENCE
+    return jnp.where(size > 0, difference, jnp.zeros_like(difference))
 
 
 def scale_by_dal(
@@ -114,10 +117,7 @@ def scale_by_dal(
         dtype = state.curvature.dtype
 
         def measure() -> Array:
-            size = optax.tree.norm(updates)
-            hg = optax.tree.norm(_product(product, loss, params, updates, size))
-            ratio = hg / jnp.where(size > 0, size, jnp.ones_like(size))
-            return ratio.astype(dtype)
+            return _stretch(product, loss, params, updates).astype(dtype)
 
         if refresh_every == 1:
             curvature = measure()
