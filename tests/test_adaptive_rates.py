@@ -9,7 +9,7 @@ from optax import contrib
 
 import pfcore
 from pfcore import experiments, learning_rates
-from pfcore.experiments import methods
+from pfcore.experiments import comparing, methods
 from pfcore.experiments.problems import build
 
 TINY = (
@@ -270,3 +270,26 @@ def test_the_batch_is_what_dal_sees():
     g = jax.grad(lambda v: batch(unravel(v)))(flat)
     rate = 2 * jnp.linalg.norm(g) / jnp.linalg.norm(hessian @ g)
     np.testing.assert_allclose(found["rate_each_step"][0, 0, 0], min(rate, 5.0), rtol=1e-4)
+
+
+# ---- reading the records
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
+    mean, half_width = comparing.interval(draws)
+    covered = np.mean(np.abs(mean - 3.0) <= half_width)
+    assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+    assert np.isnan(comparing.interval([1.0]).half_width)
+
+
+def test_the_best_of_those_that_did_not_diverge():
+    sweep = [f"sgd:learning_rate={h}" for h in ("0.01", "0.3", "1e25")]
+    record = run(f"methods={','.join(sweep)}", "seeds=0,1")
+    assert comparing.diverged(record).tolist() == [[False] * 2, [False] * 2, [True] * 2]
+    assert comparing.tuned(record, sweep) == "sgd:learning_rate=0.3"
+    assert comparing.tuned(record, sweep[:1]) == sweep[0]
+    with pytest.raises(ValueError, match="all of sgd:learning_rate=1e25 diverged"):
+        comparing.tuned(record, sweep[2:])
+    with pytest.raises(ValueError, match="not in this record: dal"):
+        comparing.tuned(record, ["dal"])

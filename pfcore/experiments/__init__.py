@@ -13,6 +13,7 @@ from typing import Any
 from pfcore import records
 from pfcore.experiments import (
     adaptive_rates,
+    comparing,
     edge_of_stability,
     flows_at_the_edge,
     hessian_through_training,
@@ -141,6 +142,7 @@ __all__ = [
     "PROBLEMS",
     "Interrupted",
     "Problem",
+    "comparing",
     "configure",
     "methods",
     "obtain",
