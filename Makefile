@@ -92,10 +92,8 @@ types: $(STAMP)  ## types of pfcore
 	@"$(BIN)/mypy"
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
-	@echo "== unit: tests"
-	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q -n $(JOBS)
-	@echo "== unit: examples in docstrings"
-	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q --doctest-modules pfcore
+	@echo "== unit: tests, and the examples in docstrings"
+	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q -n $(JOBS) --doctest-modules pfcore tests
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"

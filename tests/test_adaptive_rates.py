@@ -293,3 +293,16 @@ def test_the_best_of_those_that_did_not_diverge():
         comparing.tuned(record, sweep[2:])
     with pytest.raises(ValueError, match="not in this record: dal"):
         comparing.tuned(record, ["dal"])
+
+
+def test_a_sweep_and_its_extension_are_one():
+    sweep = [f"sgd:learning_rate={h}" for h in ("0.1", "0.2", "0.3")]
+    whole = run(f"methods={','.join(sweep)}")
+    parts = [run(f"methods={','.join(part)}") for part in (sweep[:2], sweep[2:])]
+    found = comparing.joined(*parts)
+    assert found.info["config"] == whole.info["config"]
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    other = run(f"methods={sweep[2]}", "budget=16")
+    with pytest.raises(ValueError, match="differ in budget: 12 and 16"):
+        comparing.joined(parts[0], other)

@@ -43,6 +43,32 @@ def interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(np.mean(values, axis=-1), error * stats.t.ppf(0.5 + level / 2, n - 1))
 
 
+def joined(first: Record, *others: Record) -> Record:
+    """One record of several that differ in their methods alone, such as a sweep and its extension.
+
+    Args:
+      first: whose provenance the result carries.
+      *others: their methods follow those of the first.
+
+    Raises:
+      ValueError: the records differ in more than their methods.
+    """
+    config = first.info["config"]
+    for other in others:
+        for key, value in other.info["config"].items():
+            if key != "methods" and value != config.get(key):
+                raise ValueError(
+                    f"the records differ in {key}: {config.get(key)!r} and {value!r}; "
+                    "only their methods may differ"
+                )
+    records = (first, *others)
+    arrays = {name: np.concatenate([r[name] for r in records]) for name in first.arrays}
+    methods = [text for r in records for text in r.info["config"]["methods"]]
+    fell = any(r.info["diverged"] for r in records)
+    info = first.info | {"config": config | {"methods": methods}, "diverged": fell}
+    return Record(arrays, info)
+
+
 def diverged(record: Record) -> np.ndarray:
     """[methods, seeds]: whether a run ended above the loss at which it began, or in no number."""
     start, end = record["loss"][..., 0], record["loss"][..., -1]
