@@ -685,8 +685,8 @@
   ];
   api.PRESETS = PRESETS;
   const HINT =
-    "Drag the start or move the learning rate. The address of this page always holds the view, " +
-    "to be shared.";
+    "Move the start or the learning rate. The page’s address holds the view, so that it can be " +
+    "shared.";
 
   const TEMPLATE = `
     <div class="pg-presets" role="group" aria-label="Examples"></div>
@@ -1087,7 +1087,7 @@
       context.strokeStyle = colors["--pg-level"];
       context.lineWidth = 1;
       context.lineJoin = "round";
-      for (const line of levelLines(landscape(), range, 132, 110, 14)) {
+      for (const line of levelLines(landscape(), range, 198, 165, 14)) {
         context.beginPath();
         for (let i = 0; i < line.length; i += 2) {
           context.lineTo(mapFrame.x(line[i]), mapFrame.y(line[i + 1]));
