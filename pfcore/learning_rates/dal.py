@@ -37,7 +37,7 @@ def _stretch(kind: str, loss_fn: Loss, params: Params, g: Params) -> Array:
         return optax.tree.norm(hvp(loss_fn, params, g)) / divisor
     beyond = jax.grad(loss_fn)(add_scaled(params, FINITE_DIFFERENCE / divisor, g))
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, beyond, g)) / FINITE_DIFFERENCE
-    return jnp.where(size > 0, difference, jnp.zeros_like(difference))
+    return jnp.where(size == 0, jnp.zeros_like(difference), difference)
 
 
 def scale_by_dal(
