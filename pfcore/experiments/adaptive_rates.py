@@ -359,7 +359,8 @@ def plan(config: Config) -> running.Plan:
 
     def outcome(found: Measured) -> running.Outcome:
         diverged = ~np.isfinite(found.loss[..., -1])
-        # The step that saw the loss is counted; the loss was that of the one before.
+        # A run stops with the step that saw such a loss. Where only the last measurement sees it,
+        # this is the step that led there.
         ends = np.where(diverged, found.step[..., -1] - 1, -1).astype(np.int32)
         arrays = {name: array for name, array in found._asdict().items() if array is not None}
         return running.Outcome(
