@@ -256,18 +256,42 @@ def _missing(path: Path, beside: str = "") -> FileNotFoundError:
 
 def _fetch(name: str, file: str) -> Path:
     """The file in the cache, downloaded if need be; its hash is checked either way."""
+    folder = "mnist" if name == "mnist" else ""
+    try:
+        return download(ADDRESSES[name], file, DOWNLOADS[file], folder)
+    except (ConnectionError, ValueError) as error:
+        place = f"{folder}/{file}".lstrip("/")
+        raise type(error)(
+            f"{error}. Download it by other means, put it in a folder of your choice as {place}, "
+            f"and set the environment variable {VARIABLE} to that folder. {EMBEDDED}"
+        ) from error.__cause__
+
+
+def download(addresses: Sequence[str], file: str, sha256: str, folder: str = "") -> Path:
+    """A file in the cache, downloaded if need be; its hash is checked either way.
+
+    Args:
+      addresses: tried one after the other, each ending in "/".
+      file: its name, there and here.
+      sha256: of its content.
+      folder: within the cache.
+
+    Raises:
+      ConnectionError: no address could be read.
+      ValueError: the last one that could be read has something else.
+      OSError: the cache cannot be written.
+    """
     import pooch
     import requests
 
-    folder = "mnist" if name == "mnist" else ""
     failures: list[str] = []
     kind: type[Exception] = ConnectionError
     cause: Exception | None = None
-    for address in ADDRESSES[name]:
+    for address in addresses:
         try:
             path = pooch.retrieve(
                 address + file,
-                known_hash=DOWNLOADS[file],
+                known_hash=sha256,
                 fname=file,
                 path=pooch.os_cache("pfcore") / folder,
                 downloader=pooch.HTTPDownloader(
@@ -283,9 +307,4 @@ def _fetch(name: str, file: str) -> Path:
         except ValueError as error:
             kind, cause = ValueError, error
         failures.append(f"{address}{file}: {cause}")
-    place = f"{folder}/{file}".lstrip("/")
-    raise kind(
-        f"could not fetch {file}. Tried {'; '.join(failures)}. Download it by other means, put it "
-        f"in a folder of your choice as {place}, and set the environment variable {VARIABLE} to "
-        f"that folder. {EMBEDDED}"
-    ) from cause
+    raise kind(f"could not fetch {file}. Tried {'; '.join(failures)}") from cause

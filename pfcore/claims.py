@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,42 @@ def verdict(*conditions: Any) -> str:
     return VERDICTS[0] if all(held) else VERDICTS[1] if any(held) else VERDICTS[2]
 
 
+def combined(claims: Iterable[Claim]) -> str:
+    """The verdict on a claim as a whole: that of its parts where they agree, else "holds in part".
+
+    Raises:
+      ValueError: there are no parts, or one has an unknown verdict.
+    """
+    found = {claim.verdict for claim in claims}
+    if not found:
+        raise ValueError("no verdict without claims")
+    if unknown := found.difference(VERDICTS):
+        raise ValueError(f"verdict must be one of {VERDICTS}, got {min(unknown)!r}")
+    return found.pop() if len(found) == 1 else VERDICTS[1]
+
+
+def in_parts(found: dict[str, list[Claim]]) -> dict[str, list[tuple[str, Claim]]]:
+    """Claims by the id of the whole ("C4" for C4, C4b, …), each part with its notebook.
+
+    Args:
+      found: as `collect` returns it.
+
+    Returns:
+      The paper's claims (C) first, then those beyond it (B), by their numbers.
+    """
+    parts: dict[str, list[tuple[str, Claim]]] = {}
+    for notebook, claims in found.items():
+        for claim in claims:
+            whole = re.sub(r"(?<=\d)[a-z]+$", "", claim.id)
+            parts.setdefault(whole, []).append((notebook, claim))
+    return dict(sorted(parts.items(), key=lambda item: _number([item[1][0][1]])))
+
+
 _COLUMNS = ("claim", "what", "measured", "asked", "verdict")
+_NO_CLAIMS = (
+    "No claims here yet: run the chapters' notebooks in this folder first. Each ends by writing "
+    "its claims to the folder “claims” beside it, from which this table is collected."
+)
 
 
 def _cells(claim: Claim) -> tuple[str, ...]:
@@ -72,10 +108,14 @@ class Report:
         self.link = link
 
     def __repr__(self) -> str:
+        if not self.claims:
+            return _NO_CLAIMS
         rows = [_cells(claim) for claims in self.claims.values() for claim in claims]
         return "\n".join(" | ".join(row) for row in rows)
 
     def _repr_html_(self) -> str:
+        if not self.claims:
+            return f"<p>{_NO_CLAIMS}</p>"
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         body = "".join(
             _html_row(claim, notebook if self.link else None)
@@ -127,7 +167,10 @@ def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
 
 
 def overview(found: dict[str, list[Claim]]) -> Report:
-    """All claims in one table; each id links to the figure that shows it."""
+    """All claims in one table; each id links to the figure that shows it.
+
+    Without any, as beside a notebook that was copied alone, it says how to get them.
+    """
     return Report(found, link=True)
 
 

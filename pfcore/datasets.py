@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfcore import _official
+from pfcore import _official, records
 from pfcore._checks import check_count
 
 
@@ -314,7 +314,7 @@ def load(
         inputs = _standardise_images(train, test, dtype)
     if classes is not None:
         source += f", classes {', '.join(map(str, classes))}"
-    return Dataset(
+    found = Dataset(
         name=name,
         train_inputs=inputs[0],
         train_targets=train_targets,
@@ -323,3 +323,5 @@ def load(
         source=f"{source}: {train_words} to train on, {test_words} to test on",
         sha256=_fingerprint(train, train_targets, test, test_targets),
     )
+    records.note_source("data set", name=name, source=found.source, sha256=found.sha256)
+    return found

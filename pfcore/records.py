@@ -114,6 +114,21 @@ def provenance() -> dict[str, Any]:
     }
 
 
+_sources: list[dict[str, Any]] = []
+
+
+def note_source(kind: str, **described: Any) -> None:
+    """Keep in mind that this process has used a data set or a record, or computed one."""
+    source = {"kind": kind} | jsonable(described)
+    if source not in _sources:
+        _sources.append(source)
+
+
+def sources() -> list[dict[str, Any]]:
+    """The data sets and records that this process has used so far, each once, oldest first."""
+    return [dict(source) for source in _sources]
+
+
 def _write_text(path: Path, content: Any) -> None:
     """JSON, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
@@ -183,6 +198,7 @@ def read(folder: str | Path) -> Record:
             f"{ARRAYS} and {RECORD} in {str(folder)!r} do not belong together: "
             f"the one holds {found}, the other describes {described}"
         )
+    note_source("stored record", **info, folder=folder.name)
     return Record(arrays, info)
 
 

@@ -4,7 +4,6 @@ One module an experiment, each with a `Config`, a `quick` profile for a laptop a
 a GPU, a `plan` in pieces that can be checkpointed, and `run(config)`.
 """
 
-import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from pfcore.experiments import (
     methods,
     running,
     settings,
+    stored,
 )
 from pfcore.experiments.problems import PROBLEMS, Problem
 from pfcore.experiments.running import Interrupted
@@ -112,8 +112,13 @@ def run(
 def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> records.Record:
     """The record of a configuration: a stored one if there is one, else it is computed now.
 
-    With the environment variable `PFCORE_KEEP_RECORDS` set, what is computed is stored, and what is
-    begun is taken up again.
+    It is looked for in `folder`, then in the folder that the environment variable `PFCORE_RECORDS`
+    names, then, if it is one of the book's, at the repository, as of this version: downloaded once,
+    its SHA-256 checked. If that fails too, a warning of the logger "pfcore" says so, and how long
+    computing it took.
+
+    With the environment variable `PFCORE_KEEP_RECORDS` set, what is not in `folder` is computed and
+    stored there, and what is begun is taken up again.
 
     Args:
       name: of the experiment.
@@ -124,15 +129,17 @@ def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> 
       The `pfcore.records.Record`; its `computed_on` says where its numbers come from.
 
     Raises:
+      FileNotFoundError: `PFCORE_RECORDS` names no folder.
       ValueError, OSError: as for `run`, and where the record that was found is damaged.
     """
     config = configure(name) if config is None else config
     wanted = records.jsonable({"experiment": name, "config": config})
-    for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if {key: stored.get(key) for key in wanted} == wanted:
-            return records.read(path.parent)
     keep = bool(os.environ.get(KEEP_VARIABLE))
+    found = stored.find(folder, wanted)
+    if found is None and not keep:
+        found = stored.elsewhere(wanted)
+    if found is not None:
+        return found
     out = Path(folder) / f"{name}-{records.digest(wanted)}" if keep else None
     return run(name, config, out=out, resume=keep, progress=keep or profile_in_force() == "full")
 

@@ -20,7 +20,7 @@ class Config:
 
     Attributes:
       problem: data, network and loss.
-      learning_rate: h.
+      learning_rate: $h$.
       num_steps: of gradient descent that are watched.
       first_step: steps taken before that, unwatched.
       every: steps between measurements.

@@ -27,7 +27,7 @@ class Config:
 
     Attributes:
       problem: data, network and loss.
-      learning_rate: h.
+      learning_rate: $h$.
       starts: steps of gradient descent after which the comparison begins.
       num_steps: how many steps further it goes, for the real flows.
       principal_steps: how many for the principal flow, whose field costs up to `depth` products at

@@ -22,7 +22,7 @@ class Config:
 
     Attributes:
       problem: data, network and loss.
-      learning_rate: h.
+      learning_rate: $h$.
       steps: of gradient descent after which the spectrum is taken, ascending.
       num_probes: random vectors of the spectral density.
       depth: Hessian products for each.

@@ -24,7 +24,11 @@ class Config:
       change_at: the step at which it changes; a multiple of `every`.
       factors: by what it is multiplied then; each is followed from the same point.
       num_steps: of gradient descent altogether, likewise a multiple.
-      every, num_eigenpairs, tolerance, checkpoint_every, seed: as for edge-of-stability.
+      every: steps between measurements.
+      num_eigenpairs: how many of the Hessian's largest are certified at each measurement.
+      tolerance: of their residuals, relative to the largest eigenvalue.
+      checkpoint_every: steps between checkpoints; a multiple of `every`.
+      seed: of the initial weights, and of the eigenpairs' first search.
     """
 
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]

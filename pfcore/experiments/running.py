@@ -156,6 +156,8 @@ def execute(
         **records.provenance(),
     }
     record = records.Record(outcome.arrays, records.jsonable(info))
+    # How long it took says nothing of what was computed, and is never the same twice.
+    records.note_source("computed record", **{k: v for k, v in info.items() if k != "wall_time_s"})
     if out is not None and checkpoints is not None:
         with _undisturbed():
             records.write(record, out)

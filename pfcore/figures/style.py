@@ -1,4 +1,4 @@
-"""House style of the book's figures: one colour for a flow everywhere, readable on a phone."""
+"""The look of the book's figures: one colour for a flow everywhere, readable on a phone."""
 
 from typing import Any
 
@@ -34,33 +34,30 @@ LABELS = {
 WIDTH = 6.4
 
 
-def use_style() -> None:
-    """Set Matplotlib's defaults for the figures that follow."""
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 4.0),
-            "figure.dpi": 140,
-            "figure.constrained_layout.use": True,
-            "savefig.facecolor": "white",
-            "font.size": 12,
-            "axes.titlesize": 12,
-            "axes.titlelocation": "left",
-            "axes.labelsize": 12,
-            "xtick.labelsize": 11,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
-            "legend.facecolor": "white",
-            "legend.edgecolor": "none",
-            "legend.framealpha": 0.85,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#e6e6e6",
-            "axes.axisbelow": True,
-            "lines.linewidth": 2,
-            "svg.hashsalt": "pfcore",
-        }
-    )
+# Matplotlib's defaults for the book.
+STYLE: dict[Any, Any] = {
+    "figure.figsize": (WIDTH, 4.0),
+    "figure.dpi": 140,
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "lines.linewidth": 2,
+    "svg.hashsalt": "pfcore",
+}
 
 
 def contours(

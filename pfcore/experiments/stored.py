@@ -1,0 +1,147 @@
+"""Where stored records are found: in a folder, or at the repository, as of this version.
+
+A record is known by its configuration. Those of the book are listed in `records.json` beside this
+file, which travels with the package, with the SHA-256 of their files: what is downloaded is what
+was stored, or it is refused.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pfcore
+from pfcore import _official, records
+
+VARIABLE = "PFCORE_RECORDS"
+ADDRESS = "https://raw.githubusercontent.com/principal-flow/pfcore/v{version}/book/records/"
+REGISTRY = "records.json"
+FILES = (records.ARRAYS, records.RECORD)
+# Addresses that could not be read, and are not asked again in this process.
+_unreachable: set[str] = set()
+
+
+def find(folder: str | Path, wanted: dict[str, Any]) -> records.Record | None:
+    """A folder's record of an experiment and its configuration, if it has one.
+
+    Args:
+      folder: of records, each in a folder of its own, whatever its name; it need not exist.
+      wanted: the experiment and its configuration, as JSON would give them back.
+
+    Raises:
+      ValueError, OSError: the record that was found is damaged.
+    """
+    for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if {key: stored.get(key) for key in wanted} == wanted:
+            return records.read(path.parent)
+    return None
+
+
+def elsewhere(wanted: dict[str, Any]) -> records.Record | None:
+    """The record in the folder that PFCORE_RECORDS names, else that of the repository, if any.
+
+    A record that is known to exist and cannot be had is None too, and a warning of the logger
+    "pfcore" says why, and how long computing it took.
+
+    Raises:
+      FileNotFoundError: PFCORE_RECORDS names no folder.
+      ValueError, OSError: the record in that folder is damaged.
+    """
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"{VARIABLE} is {folder!r}, which is no folder; set it to a copy of the "
+                "repository's book/records, or unset it to have the records downloaded"
+            )
+        found = find(path, wanted)
+        if found is not None:
+            return found
+    listed = registry().get(records.digest(wanted))
+    return None if listed is None else _download(listed)
+
+
+@functools.cache
+def registry() -> dict[str, dict[str, Any]]:
+    """The book's stored records, by the digest of experiment and configuration.
+
+    Each with its `folder`, the `sha256` of its files, and the `wall_time_s` and `device` that it
+    took.
+    """
+    text = resources.files(__package__).joinpath(REGISTRY).read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def describe(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What `registry` is to say of a folder of records."""
+    described = {}
+    for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
+        info = json.loads(path.read_text(encoding="utf-8"))
+        key = records.digest({name: info[name] for name in ("experiment", "config")})
+        described[key] = {
+            "folder": path.parent.name,
+            "wall_time_s": info["wall_time_s"],
+            "device": info["device"],
+            "sha256": {
+                name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest()
+                for name in FILES
+            },
+        }
+    return described
+
+
+def _download(listed: dict[str, Any]) -> records.Record | None:
+    """A record of the registry, from the cache or the repository; None if that fails, said why."""
+    address = ADDRESS.format(version=pfcore.__version__)
+    name = listed["folder"]
+    took = f"where it was stored that took {_duration(listed['wall_time_s'])} on {listed['device']}"
+    logger = logging.getLogger("pfcore")
+    if address in _unreachable:
+        logger.warning("The record %s is computed now as well; %s.", name, took)
+        return None
+    try:
+        with _without_remarks():
+            paths = [
+                _official.download((f"{address}{name}/",), file, sha256, f"records/{name}")
+                for file, sha256 in listed["sha256"].items()
+            ]
+        return records.read(paths[0].parent)
+    except (OSError, ValueError) as error:
+        _unreachable.add(address)
+        logger.warning(
+            "The stored record %s cannot be had: %s. It is computed now; %s. Without a network, "
+            "set the environment variable %s to a copy of the repository's book/records.",
+            name,
+            error,
+            took,
+            VARIABLE,
+        )
+        return None
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Two lines from Pooch for each record would bury a notebook's output."""
+    import pooch
+
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

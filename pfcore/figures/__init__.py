@@ -1,0 +1,61 @@
+"""House style of the book's figures, and figures that carry their data.
+
+A notebook that calls `use_style` stores with each figure the numbers that it shows, as CSV, and
+where they came from. `contents` takes both out of the picture, `redraw` draws it again from the CSV
+alone, in light or in dark, and `save` writes it as SVG, PDF or PNG.
+"""
+
+import matplotlib as mpl
+
+from pfcore.figures.files import Contents, carry_data, contents, difference, png, redraw, save
+from pfcore.figures.style import (
+    COLORS,
+    LABELS,
+    STYLE,
+    WIDTH,
+    contours,
+    dots,
+    key,
+    label,
+    step_axis,
+)
+from pfcore.figures.themes import BACKGROUND, THEMES
+
+
+def use_style() -> None:
+    """Set Matplotlib's defaults for the figures that follow; in a notebook, let them carry their
+    data.
+
+    Example:
+      >>> import matplotlib as mpl
+      >>> from pfcore import figures
+      >>> with mpl.rc_context():
+      ...     figures.use_style()
+      ...     mpl.rcParams["figure.figsize"][0] == figures.WIDTH
+      True
+    """
+    mpl.rcParams.update(STYLE)
+    carry_data()
+
+
+__all__ = [
+    "BACKGROUND",
+    "COLORS",
+    "LABELS",
+    "STYLE",
+    "THEMES",
+    "WIDTH",
+    "Contents",
+    "carry_data",
+    "contents",
+    "contours",
+    "difference",
+    "dots",
+    "key",
+    "label",
+    "png",
+    "redraw",
+    "save",
+    "step_axis",
+    "use_style",
+]

@@ -1,0 +1,173 @@
+"""Pictures that carry their data, and the files that are made of it."""
+
+import functools
+import io
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pfcore import experiments, records
+from pfcore.figures import parts, table
+
+_DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
+ENDINGS = (".svg", ".pdf", ".png")
+
+
+class Contents(NamedTuple):
+    """What a picture carries.
+
+    Attributes:
+      csv: the numbers that it shows, as the text of a CSV file; its header explains them.
+      provenance: versions, device, commit, profile, and the records and data sets that were used.
+    """
+
+    csv: str
+    provenance: dict[str, Any]
+
+
+def redraw(csv: str | Path, theme: str = "light") -> Figure:
+    """Draw a figure again from its data alone.
+
+    Args:
+      csv: the text of a figure's CSV file, or the file's path.
+      theme: "light", or "dark" for a dark page.
+
+    Returns:
+      The Matplotlib figure, not registered with pyplot.
+
+    Raises:
+      ValueError: the text is no figure's data, or the theme is not known.
+      OSError: the file cannot be read.
+    """
+    return parts.put_together(table.from_csv(csv), theme)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as SVG, PDF or PNG; the same figure gives the same bytes.
+
+    Raises:
+      ValueError: the path's ending is another.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"cannot write {path.name!r}: the ending must be one of {ENDINGS}")
+    undated: dict[str, dict[str, Any]] = {
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "pfcore"},
+        ".png": {"Software": None},
+    }
+    with mpl.rc_context({"svg.hashsalt": "pfcore"}):
+        figure.savefig(
+            path,
+            format=path.suffix[1:],
+            dpi=figure.dpi,
+            facecolor=figure.get_facecolor(),
+            metadata=undated[path.suffix],
+        )
+    return path
+
+
+@functools.cache
+def _computer() -> dict[str, Any]:
+    return records.provenance()
+
+
+def _origin() -> dict[str, Any]:
+    """Where what this process draws comes from."""
+    return _computer() | {
+        "python": platform.python_version(),
+        "profile": experiments.profile_in_force(),
+        "jax_enable_x64": jax.config.read("jax_enable_x64"),
+        "sources": records.sources(),
+    }
+
+
+def png(figure: Figure) -> bytes:
+    """A picture of a figure that carries its data and where it came from.
+
+    Raises:
+      TypeError: the figure holds something that is no line, area, set of points or image.
+    """
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        # Laid out once more when it is saved, what stands in it would move by a pixel.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
+    drawing = parts.take_apart(figure)
+    chunks = PngInfo()
+    chunks.add_itxt(_DATA, table.to_csv(drawing), zip=True)
+    chunks.add_itxt(_PROVENANCE, json.dumps(_origin(), ensure_ascii=False), zip=True)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=figure.dpi, pil_kwargs={"pnginfo": chunks})
+    if layout is not None:
+        figure.set_layout_engine(layout)
+    return out.getvalue()
+
+
+def _picture(source: bytes | str | Path) -> Image.Image:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return Image.open(io.BytesIO(data))
+
+
+def contents(picture: bytes | str | Path) -> Contents:
+    """The data that a PNG carries.
+
+    Args:
+      picture: its bytes, or its path.
+
+    Raises:
+      ValueError: it carries none.
+    """
+    with _picture(picture) as image:
+        image.load()  # text may stand behind the picture
+        texts = getattr(image, "text", {})
+    if _DATA not in texts:
+        name = "this picture" if isinstance(picture, bytes) else f"{str(picture)!r}"
+        raise ValueError(f"{name} carries no data: it was not stored by pfcore.figures")
+    return Contents(str(texts[_DATA]), json.loads(texts.get(_PROVENANCE, "{}")))
+
+
+def difference(picture: bytes | str | Path, figure: Figure, tolerance: int = 64) -> float:
+    """How far a drawing is from a stored picture.
+
+    Args:
+      picture: a PNG's bytes, or its path.
+      figure: the drawing.
+      tolerance: of a colour's channel, of 255, from which on a pixel differs.
+
+    Returns:
+      The share of pixels that differ; 1 where the sizes do by more than two pixels.
+    """
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=figure.dpi)
+    with _picture(picture) as stored, _picture(out.getvalue()) as drawn:
+        one, other = (np.asarray(image.convert("RGB"), int) for image in (stored, drawn))
+    if np.abs(np.subtract(one.shape, other.shape)).max() > 2:
+        return 1.0
+    rows, cols = np.minimum(one.shape, other.shape)[:2]
+    apart = np.abs(one[:rows, :cols] - other[:rows, :cols]).max(axis=-1)
+    return float(np.mean(apart > tolerance))
+
+
+def carry_data() -> None:
+    """In a notebook, store with each figure that is shown the numbers that it shows."""
+    if "IPython" not in sys.modules:
+        return
+    shell = sys.modules["IPython"].get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return
+    # Loads the notebook's backend, which sets a formatter of its own when it is loaded.
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend(mpl.get_backend())
+    shell.display_formatter.formatters["image/png"].for_type(Figure, png)

@@ -1,0 +1,859 @@
+"""A Matplotlib figure taken apart into numbers and looks, and put together again from them.
+
+`take_apart` reads a finished figure: for every panel its place, axes and ticks, and for every line,
+area, set of points and image the numbers that it shows (its columns) and the rest (its look). Both
+are plain values. `put_together` draws the figure from them.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import colors, patheffects
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+from matplotlib.path import Path
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.transforms import Transform
+from mpl_toolkits.mplot3d import Axes3D, art3d
+
+from pfcore.figures.style import COLORS, LABELS, STYLE
+from pfcore.figures.themes import BACKGROUND, themed
+
+# Which coordinates a part's columns are in: the panel's own, or a share of its height or width.
+COORDINATES = ("data", "x and share of the height", "share of the width and y", "share of both")
+
+
+class Part(NamedTuple):
+    """One thing that is drawn in a panel.
+
+    Attributes:
+      panel: of which panel, counted from 0.
+      series: what it is called; unique in its panel.
+      kind: "line", "lines", "area", "points", "image" or "surface".
+      columns: numbers by the name of their column, all of one length. `piece` counts what is not
+        joined; `value` is a colour's place on its scale, or the colour itself as six digits.
+      look: how it is drawn.
+    """
+
+    panel: int
+    series: str
+    kind: str
+    columns: dict[str, np.ndarray]
+    look: dict[str, Any]
+
+
+class Drawing(NamedTuple):
+    """A figure in parts.
+
+    Attributes:
+      page: `size` in inches, `dots` per inch, and what is written outside of the panels.
+      panels: place, axes, ticks and writing of each pair of axes.
+      parts: what is drawn in them.
+    """
+
+    page: dict[str, Any]
+    panels: list[dict[str, Any]]
+    parts: list[Part]
+
+
+def _rounded(value: Any, digits: int = 6) -> Any:
+    """Plain numbers, lists and strings, with few digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_rounded(item, digits) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{float(value):.{digits}g}")
+    return value
+
+
+def _hex(color: Any, opacity: float | None = None) -> str:
+    """ "#rrggbb", with two more digits where it lets something through."""
+    red, green, blue, alpha = colors.to_rgba(color)
+    alpha = alpha if opacity is None else opacity
+    return colors.to_hex((red, green, blue, alpha), keep_alpha=alpha < 1)
+
+
+def _named(color: str) -> str | None:
+    """A flow's name, if the colour is a flow's."""
+    flows = {value.lower(): LABELS[name] for name, value in COLORS.items()}
+    return flows.get(color[:7].lower())
+
+
+# ---- taking apart
+
+
+def _coordinates(artist: Artist, ax: Axes, transform: Transform | None = None) -> str | None:
+    """Which of `COORDINATES` an artist is drawn in; None for any other."""
+    transform = artist.get_transform() if transform is None else transform
+    across, up = transform.contains_branch_seperately(ax.transData)
+    if across and up:
+        return COORDINATES[0]
+    if across:
+        return COORDINATES[1]
+    if up:
+        return COORDINATES[2]
+    return COORDINATES[3] if transform.contains_branch(ax.transAxes) else None
+
+
+def _line_look(line: Any) -> dict[str, Any]:
+    pattern = line._unscaled_dash_pattern
+    drawn = line.get_linestyle() not in ("None", "none", " ", "") and line.get_linewidth() > 0
+    marker = line.get_marker()
+    look: dict[str, Any] = {"color": _hex(line.get_color(), line.get_alpha())}
+    look["width"] = line.get_linewidth() if drawn else 0
+    if drawn and pattern[1] is not None:
+        look["dashes"] = [pattern[0], list(pattern[1])]
+    if drawn and line.get_drawstyle() != "default":
+        look["drawstyle"] = line.get_drawstyle()
+    look["cap"] = line.get_dash_capstyle() if "dashes" in look else line.get_solid_capstyle()
+    if marker not in (None, "None", "none", " ", ""):
+        look["marker"] = {
+            "shape": _rounded(marker) if isinstance(marker, int | np.integer) else str(marker),
+            "size": line.get_markersize(),
+            "face": _face(line.get_markerfacecolor(), line.get_alpha()),
+            "edge": _hex(line.get_markeredgecolor(), line.get_alpha()),
+            "edge_width": line.get_markeredgewidth(),
+            "every": _rounded(line.get_markevery()),
+        }
+    return look
+
+
+def _face(color: Any, opacity: float | None = None) -> str | None:
+    return None if isinstance(color, str) and color.lower() == "none" else _hex(color, opacity)
+
+
+def _piece_columns(pieces: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Pieces of [n, 2] or [n, 3] as columns."""
+    kept = [np.asarray(piece, float) for piece in pieces if len(piece)]
+    width = kept[0].shape[1] if kept else 2
+    joined = np.concatenate(kept) if kept else np.zeros((0, width))
+    number = np.repeat(np.arange(len(kept)), [len(piece) for piece in kept])
+    return {"piece": number, **dict(zip("xyz", joined.T, strict=False))}
+
+
+def _subpaths(path: Any) -> list[np.ndarray]:
+    """The pieces of a path without curves; a closed piece ends where it began."""
+    if path.codes is None:
+        return [path.vertices]
+    pieces: list[list[Any]] = []
+    for vertex, code in zip(path.vertices, path.codes, strict=True):
+        if code == Path.MOVETO:
+            pieces.append([vertex])
+        elif code == Path.LINETO:
+            pieces[-1].append(vertex)
+        elif code == Path.CLOSEPOLY:
+            pieces[-1].append(pieces[-1][0])
+        elif code != Path.STOP:
+            raise TypeError("a figure that carries its data has no curved outlines")
+    return [np.asarray(piece) for piece in pieces]
+
+
+def _cycled(values: Any, place: int, default: Any) -> Any:
+    """Collections repeat what they have too few of."""
+    return values[place % len(values)] if len(values) else default
+
+
+def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Kind, columns and look of a collection whose pieces are drawn where they are."""
+    faces, edges = artist.get_facecolor(), artist.get_edgecolor()
+    widths, styles = artist.get_linewidth(), artist.get_linestyle()
+    if isinstance(artist, art3d.Poly3DCollection):
+        points = np.asarray(artist._faces, float)
+        pieces = [face[np.all(np.isfinite(face), axis=1)] for face in points]
+        faces = artist._facecolor3d
+        edges = artist._edgecolor3d
+    else:
+        pieces, owners = [], []
+        for i, path in enumerate(artist.get_paths()):
+            parts = _subpaths(path)
+            pieces += parts
+            owners += [i] * len(parts)
+        faces = [_cycled(faces, i, (0, 0, 0, 0)) for i in owners]
+        edges = [_cycled(edges, i, (0, 0, 0, 0)) for i in owners]
+        widths = [_cycled(widths, i, 0) for i in owners]
+        styles = [_cycled(styles, i, (0, None)) for i in owners]
+    kept = [i for i, piece in enumerate(pieces) if len(piece)]
+    number = len(kept)
+
+    def each(values: Any, convert: Any, default: Any) -> Any:
+        """One value where all pieces share it, else a list."""
+        found = [convert(_cycled(values, i, default)) for i in kept]
+        return found[0] if found and all(item == found[0] for item in found) else found
+
+    look = {
+        "face": each(faces, _hex, (0, 0, 0, 0)),
+        "edge": each(edges, _hex, (0, 0, 0, 0)),
+        "width": each(widths, float, 0),
+    }
+    dashes = each(styles, lambda s: None if s[1] is None else [s[0], list(s[1])], (0, None))
+    if dashes is not None and number:
+        look["dashes"] = dashes
+    filled = isinstance(artist, PolyCollection) or look["face"] not in ("#00000000", [])
+    surface = isinstance(artist, art3d.Poly3DCollection)
+    kind = "surface" if surface else "area" if filled else "lines"
+    columns = _piece_columns(pieces[i] for i in kept)
+    if isinstance(artist, ContourSet):  # interpolated; more digits would be no data
+        columns |= {name: np.array(_rounded(columns[name], 5)) for name in "xy"}
+    return kind, columns, look
+
+
+def _image(image: AxesImage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """An image as a table: a row for each of its cells, with the cell's middle."""
+    values = np.asarray(image.get_array())
+    left, right, bottom, top = image.get_extent()
+    rows, cols = values.shape[:2]
+    x = left + (np.arange(cols) + 0.5) / cols * (right - left)
+    y = bottom + (np.arange(rows) + 0.5) / rows * (top - bottom)
+    if image.origin == "upper":
+        y = y[::-1]
+    grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
+    look: dict[str, Any] = {
+        "shape": [rows, cols],
+        "extent": [left, right, bottom, top],
+        "origin": image.origin,
+        "interpolation": image.get_interpolation(),
+        "opacity": image.get_alpha(),
+    }
+    if values.ndim == 3:
+        value = np.array(
+            [colors.to_hex(tuple(color))[1:] for color in values.reshape(rows * cols, -1)]
+        )
+    else:
+        value = np.ma.filled(values.astype(float), np.nan).ravel()
+        look |= {
+            "colors": image.get_cmap().name,
+            "limits": list(image.get_clim()),
+            "scale": type(image.norm).__name__,
+        }
+    return {"x": grid_x.ravel(), "y": grid_y.ravel(), "value": value}, look
+
+
+def _read(artist: Any, ax: Axes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]] | None:
+    """Kind, columns and look of one artist; None where it shows nothing."""
+    if isinstance(artist, Line2D):
+        data = artist.get_data_3d() if isinstance(artist, art3d.Line3D) else artist.get_data()
+        columns = {
+            name: np.asarray(values, float) for name, values in zip("xyz", data, strict=False)
+        }
+        look = _line_look(artist)
+        if not columns["x"].size or not (look["width"] or "marker" in look):
+            return None
+        return "line", columns, look | {"coordinates": _coordinates(artist, ax)}
+    if isinstance(artist, AxesImage):
+        return "image", *_image(artist)
+    if isinstance(artist, PathCollection):
+        points = np.ma.filled(artist.get_offsets(), np.nan)
+        look = {
+            "outline": _rounded(artist.get_paths()[0].vertices),
+            "sizes": _rounded(artist.get_sizes()),
+            "face": [_hex(color) for color in artist.get_facecolor()],
+            "edge": [_hex(color) for color in artist.get_edgecolor()],
+            "width": float(_cycled(artist.get_linewidth(), 0, 0)),
+        }
+        if not len(points):
+            return None
+        return "points", {"x": points[:, 0], "y": points[:, 1]}, look
+    if isinstance(artist, Collection):
+        kind, columns, look = _collection(artist)
+        if not len(columns["x"]):
+            return None
+        return kind, columns, look | {"coordinates": _coordinates(artist, ax)}
+    if isinstance(artist, Patch):
+        path = artist.get_patch_transform().transform_path(artist.get_path())
+        if not isinstance(artist, Rectangle | Polygon):
+            path = path.interpolated(1).cleaned(curves=False)
+        columns = _piece_columns(_subpaths(path))
+        look = {
+            "face": _hex(artist.get_facecolor()),
+            "edge": _hex(artist.get_edgecolor()),
+            "width": artist.get_linewidth(),
+        }
+        inside = artist.get_data_transform()
+        return "area", columns, look | {"coordinates": _coordinates(artist, ax, inside)}
+    raise TypeError(
+        f"a figure that carries its data holds lines, areas, points and images, not a "
+        f"{type(artist).__name__}"
+    )
+
+
+def _series(artist: Artist, kind: str, part: dict[str, np.ndarray], look: dict[str, Any]) -> str:
+    """What a part is called where nobody gave it a label."""
+    label = str(artist.get_label())
+    if label and not label.startswith("_"):
+        return label.replace("#", "no. ")
+    if kind == "line" and look["coordinates"] == COORDINATES[2] and len(part["x"]) == 2:
+        return f"at y = {part['y'][0]:g}"
+    if kind == "line" and look["coordinates"] == COORDINATES[1] and len(part["x"]) == 2:
+        return f"at x = {part['x'][0]:g}"
+    color = look.get("color") or look.get("edge") or ""
+    flow = _named(color) if isinstance(color, str) else None
+    return flow or {"lines": "lines", "line": "line"}.get(kind, kind)
+
+
+def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
+    """Where a point is on the figure, as shares of its width and height."""
+    return list(figure.transFigure.inverted().transform(transform.transform(point)))
+
+
+def _text(text: Any, figure: Any) -> dict[str, Any]:
+    """What is written, and where on the figure."""
+    if isinstance(text, Annotation):
+        text.update_positions(figure.canvas.get_renderer())
+        if text.arrow_patch is not None:
+            raise TypeError("a figure that carries its data has no arrows")
+    found: dict[str, Any] = {
+        "text": text.get_text(),
+        "at": _place(text.get_transform(), text.get_unitless_position(), figure),
+        "size": text.get_fontsize(),
+        "color": _hex(text.get_color(), text.get_alpha()),
+        "align": [text.get_horizontalalignment(), text.get_verticalalignment()],
+        "order": text.get_zorder(),
+    }
+    if text.get_fontweight() not in ("normal", 400):
+        found["weight"] = text.get_fontweight()
+    if text.get_fontstyle() != "normal":
+        found["style"] = text.get_fontstyle()
+    if text.get_rotation():
+        found |= {"rotation": text.get_rotation(), "rotation_mode": text.get_rotation_mode()}
+    if text.get_linespacing() != 1.2:
+        found["spacing"] = text.get_linespacing()
+    outline: list[Any] = [
+        e for e in text.get_path_effects() if isinstance(e, patheffects.withStroke)
+    ]
+    if outline:
+        found["outline"] = outline[0]._gc["linewidth"]
+    box = text.get_bbox_patch()
+    if box is not None:
+        found["box"] = {
+            "face": _face(box.get_facecolor()),
+            "edge": _face(box.get_edgecolor()),
+            "width": box.get_linewidth(),
+            "style": str(box.get_boxstyle().__class__.__name__).lower(),
+            "pad": box.get_boxstyle().pad,
+        }
+    return found
+
+
+def _legend(legend: Legend, figure: Figure) -> dict[str, Any]:
+    """A legend as what is in it: its frame, its samples and its words, each with its place."""
+    across = figure.transFigure.inverted()
+    frame = legend.get_frame()
+    box = frame.get_window_extent().transformed(across)
+    samples: list[dict[str, Any]] = []
+    for artist in legend.findobj(lambda a: isinstance(a, Line2D | Patch | LineCollection)):
+        if artist is frame or not artist.get_visible():
+            continue
+        if isinstance(artist, Line2D):
+            points = across.transform(artist.get_transform().transform(artist.get_xydata()))
+            sample = {"kind": "line", "at": points, "look": _line_look(artist)}
+        elif isinstance(artist, LineCollection):
+            pieces = [
+                across.transform(artist.get_transform().transform(piece))
+                for piece in artist.get_segments()
+            ]
+            sample = {"kind": "lines", "at": pieces, "look": _collection(artist)[2]}
+        elif isinstance(artist, Patch):
+            path: Any = artist.get_transform().transform_path(artist.get_path())
+            sample = {
+                "kind": "area",
+                "at": across.transform(path.vertices[:4]),
+                "look": {
+                    "face": _hex(artist.get_facecolor()),
+                    "edge": _hex(artist.get_edgecolor()),
+                    "width": artist.get_linewidth(),
+                },
+            }
+        samples.append(sample)
+    texts = [t for t in legend.findobj(Text) if t.get_visible() and t.get_text()]
+    found: dict[str, Any] = {"samples": samples, "texts": [_text(text, figure) for text in texts]}
+    if legend.get_frame_on():
+        found["frame"] = {
+            "box": list(box.bounds),
+            "face": _hex(frame.get_facecolor(), frame.get_alpha()),
+        }
+    return found
+
+
+def _ticks(axis: Axis) -> dict[str, Any]:
+    """Where an axis has ticks, what is written there, and how."""
+    low, high = sorted(axis.get_view_interval())
+    room = 1e-9 * (high - low)
+
+    def inside(places: Any) -> np.ndarray:
+        return np.array([low - room <= place <= high + room for place in places], bool)
+
+    labels = axis.get_majorticklabels()
+    places = np.asarray(axis.get_majorticklocs(), float)
+    kept = inside(places)
+    minor_labels = axis.get_minorticklabels()
+    minor = np.asarray(axis.get_minorticklocs(), float)
+    minor_kept = inside(minor)
+    tick = axis.get_major_ticks(1)[0]
+    found: dict[str, Any] = {
+        "at": places[kept],
+        "labels": [t.get_text() for t, k in zip(labels, kept, strict=False) if k],
+        "minor": minor[minor_kept],
+        "shown": [tick.label1.get_visible(), tick.label2.get_visible()],
+        "marks": [tick.tick1line.get_visible(), tick.tick2line.get_visible()],
+        "length": tick.tick1line.get_markersize(),
+        "grid": bool(tick.gridline.get_visible()),
+        "size": tick.label1.get_fontsize(),
+        "color": _hex(tick.label1.get_color()),
+        "mark_color": _hex(tick.tick1line.get_color()),
+        "visible": axis.get_visible(),
+        "label_side": axis.get_label_position(),
+    }
+    if tick.label1.get_rotation():
+        found |= {
+            "rotation": tick.label1.get_rotation(),
+            "align": [tick.label1.get_horizontalalignment(), tick.label1.get_verticalalignment()],
+        }
+    written = [t.get_text() for t, k in zip(minor_labels, minor_kept, strict=False) if k]
+    if any(written):
+        found["minor_labels"] = written
+    offset = axis.get_offset_text()
+    if offset.get_text():
+        found["offset"] = offset.get_text()
+    label = axis.get_label()
+    if label.get_text():
+        found |= {
+            "label": label.get_text(),
+            "label_size": label.get_fontsize(),
+            "label_color": _hex(label.get_color()),
+            "label_pad": axis.labelpad,
+        }
+    return found
+
+
+def _panel(ax: Any, figure: Figure) -> dict[str, Any]:
+    solid = isinstance(ax, Axes3D)
+    names = "xyz" if solid else "xy"
+    found: dict[str, Any] = {
+        "box": list(ax.get_position().bounds),
+        "order": ax.get_zorder(),
+        "axes": bool(ax._axis3don if solid else ax.axison),
+        "paper": bool(ax.patch.get_visible()),
+        "limits": {name: list(getattr(ax, f"get_{name}lim")()) for name in names},
+        "scales": {name: getattr(ax, f"get_{name}scale")() for name in names},
+        "ticks": {name: _ticks(getattr(ax, f"{name}axis")) for name in names},
+        "titles": {
+            place: {"text": text, "size": title.get_fontsize(), "color": _hex(title.get_color())}
+            for place, title in (
+                ("left", ax._left_title),
+                ("center", ax.title),
+                ("right", ax._right_title),
+            )
+            if (text := title.get_text())
+        },
+        "texts": [
+            _text(text, figure) for text in ax.texts if text.get_visible() and text.get_text()
+        ],
+    }
+    if solid:
+        found["view"] = {
+            "elev": ax.elev,
+            "azim": ax.azim,
+            "roll": ax.roll,
+            "aspect": list(ax._box_aspect),
+            "computed_order": ax.computed_zorder,
+        }
+    else:
+        found["spines"] = {
+            side: _hex(spine.get_edgecolor())
+            for side, spine in ax.spines.items()
+            if spine.get_visible()
+        }
+    legend = ax.get_legend()
+    if legend is not None and legend.get_visible():
+        found["legend"] = _legend(legend, figure)
+    return found
+
+
+def _drawn(ax: Axes) -> Iterable[Artist]:
+    """What a panel shows, in the order of drawing."""
+    held = [*ax.images, *ax.patches, *ax.collections, *ax.lines]
+    return sorted((a for a in held if a.get_visible()), key=lambda a: a.get_zorder())
+
+
+def take_apart(figure: Any) -> Drawing:
+    """The parts of a finished figure.
+
+    Raises:
+      TypeError: it holds something that is no line, area, set of points or image.
+    """
+    if not hasattr(figure.canvas, "get_renderer"):
+        FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    page: dict[str, Any] = {
+        "size": figure.get_size_inches(),
+        "dots": figure.dpi,
+        "texts": [_text(t, figure) for t in figure.texts if t.get_visible() and t.get_text()],
+        "legends": [_legend(legend, figure) for legend in figure.legends],
+    }
+    panels, parts = [], []
+    for number, ax in enumerate(a for a in figure.axes if a.get_visible()):
+        panels.append(_rounded(_panel(ax, figure), 8))
+        taken: dict[str, int] = {}
+        for artist in _drawn(ax):
+            read = _read(artist, ax)
+            if read is None:
+                continue
+            kind, columns, look = read
+            name = _series(artist, kind, columns, look)
+            taken[name] = taken.get(name, 0) + 1
+            series = name if taken[name] == 1 else f"{name} ({taken[name]})"
+            look["order"] = artist.get_zorder()
+            if not artist.get_clip_on():
+                look["clip"] = False
+            parts.append(Part(number, series, kind, columns, _rounded(look)))
+    return Drawing(_rounded(page, 8), panels, parts)
+
+
+# ---- putting together
+
+
+class _Painter:
+    """Draws parts in the colours of a theme."""
+
+    def __init__(self, figure: Figure, theme: str):
+        self.figure, self.theme = figure, theme
+
+    def color(self, color: Any) -> Any:
+        """A colour, none, or a list of them, as the theme has it."""
+        if color is None:
+            return "none"
+        return themed(color, self.theme) if isinstance(color, str) else [*map(self.color, color)]
+
+    def line_look(self, look: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "color": self.color(look["color"]),
+            "linewidth": look["width"],
+            "linestyle": (look["dashes"][0], look["dashes"][1]) if "dashes" in look else "-",
+            "drawstyle": look.get("drawstyle", "default"),
+            "dash_capstyle" if "dashes" in look else "solid_capstyle": look["cap"],
+        }
+        if not look["width"]:
+            found["linestyle"] = "none"
+        if "marker" in look:
+            marker = look["marker"]
+            found |= {
+                "marker": marker["shape"],
+                "markersize": marker["size"],
+                "markerfacecolor": self.color(marker["face"]),
+                "markeredgecolor": self.color(marker["edge"]),
+                "markeredgewidth": marker["edge_width"],
+                "markevery": marker["every"],
+            }
+        return found
+
+    def collection_look(self, look: dict[str, Any]) -> dict[str, Any]:
+        found = {"facecolors": self.color(look["face"]), "edgecolors": self.color(look["edge"])}
+        found["linewidths"] = look["width"]
+        if "dashes" in look:
+            dashes = look["dashes"]
+            one = (
+                len(dashes) == 2 and isinstance(dashes[1], list) and not isinstance(dashes[0], list)
+            )
+            each = [dashes] if one else dashes
+            found["linestyles"] = ["-" if d is None else (d[0], d[1]) for d in each]
+        return found
+
+    def text(self, found: dict[str, Any], holder: Any) -> None:
+        x, y = found["at"]
+        text = Text(
+            x,
+            y,
+            found["text"],
+            horizontalalignment=found["align"][0],
+            verticalalignment=found["align"][1],
+            rotation=found.get("rotation", 0),
+            rotation_mode=found.get("rotation_mode"),
+            linespacing=found.get("spacing", 1.2),
+            transform=self.figure.transFigure,
+            zorder=found["order"],
+        )
+        text.set(
+            fontsize=found["size"],
+            color=self.color(found["color"]),
+            fontweight=found.get("weight", "normal"),
+            fontstyle=found.get("style", "normal"),
+        )
+        if "outline" in found:
+            stroke = patheffects.withStroke(
+                linewidth=found["outline"], foreground=BACKGROUND[self.theme]
+            )
+            text.set_path_effects([stroke])
+        if "box" in found:
+            box = found["box"]
+            text.set_bbox(
+                {
+                    "boxstyle": f"{box['style']},pad={box['pad']}",
+                    "facecolor": self.color(box["face"]),
+                    "edgecolor": self.color(box["edge"]),
+                    "linewidth": box["width"],
+                }
+            )
+        text.set_clip_on(False)
+        holder.add_artist(text)
+
+    def legend(self, found: dict[str, Any], holder: Any) -> None:
+        where = self.figure.transFigure
+        top = 5.0  # Matplotlib's own order of a legend
+        if "frame" in found:
+            left, bottom, width, height = found["frame"]["box"]
+            # Rounded as Matplotlib rounds it: a fifth of the legend's text.
+            across, up = self.figure.get_size_inches() * 72
+            radius = 0.2 * (found["texts"][0]["size"] if found["texts"] else 10)
+            frame = mpl.patches.FancyBboxPatch(
+                (left * across, bottom * up),
+                width * across,
+                height * up,
+                boxstyle=f"round,pad=0,rounding_size={radius}",
+                facecolor=self.color(found["frame"]["face"]),
+                edgecolor="none",
+                transform=mpl.transforms.Affine2D().scale(1 / across, 1 / up) + where,
+                zorder=top,
+            )
+            frame.set_clip_on(False)
+            holder.add_artist(frame)
+        for sample in found["samples"]:
+            at, look = sample["at"], sample["look"]
+            artist: Artist
+            if sample["kind"] == "line":
+                x, y = np.asarray(at, float).T
+                artist = Line2D(x, y, transform=where, zorder=top + 0.1, **self.line_look(look))
+            elif sample["kind"] == "lines":
+                artist = LineCollection(
+                    [np.asarray(piece) for piece in at],
+                    transform=where,
+                    zorder=top + 0.1,
+                    **self.collection_look(look),
+                )
+            else:
+                artist = Polygon(
+                    np.asarray(at),
+                    facecolor=self.color(look["face"]),
+                    edgecolor=self.color(look["edge"]),
+                    linewidth=look["width"],
+                    transform=where,
+                    zorder=top + 0.1,
+                )
+            artist.set_clip_on(False)
+            holder.add_artist(artist)
+        for text in found["texts"]:
+            self.text(text | {"order": top + 0.2}, holder)
+
+    # ---- one panel
+
+    def transform(self, ax: Axes, coordinates: str | None) -> Transform:
+        return {
+            COORDINATES[1]: ax.get_xaxis_transform(),
+            COORDINATES[2]: ax.get_yaxis_transform(),
+            COORDINATES[3]: ax.transAxes,
+        }.get(coordinates or "", ax.transData)
+
+    def pieces(self, columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+        names = [name for name in "xyz" if name in columns]
+        points = np.stack([np.asarray(columns[name], float) for name in names], axis=1)
+        number = np.asarray(columns["piece"], int)
+        return np.split(points, np.flatnonzero(np.diff(number)) + 1)
+
+    def part(self, ax: Any, part: Part) -> None:
+        look, columns = part.look, part.columns
+        where = self.transform(ax, look.get("coordinates"))
+        artist: Artist
+        if part.kind == "line" and isinstance(ax, Axes3D):
+            artist = art3d.Line3D(*(columns[n] for n in "xyz"), **self.line_look(look))
+            ax.add_line(artist)
+        elif part.kind == "line":
+            artist = Line2D(columns["x"], columns["y"], **self.line_look(look))
+            artist.set_transform(where)
+            ax.add_line(artist)
+        elif part.kind == "surface":
+            artist = art3d.Poly3DCollection(self.pieces(columns), **self.collection_look(look))
+            ax.add_collection(artist)
+        elif part.kind == "lines":
+            # Contours are paths too, and may be closed.
+            artist = LineCollection(self.pieces(columns), **self.collection_look(look))
+            artist.set_facecolor("none")
+            artist.set_transform(where)
+            ax.add_collection(artist, autolim=False)
+        elif part.kind == "area":
+            artist = PolyCollection(self.pieces(columns), **self.collection_look(look))
+            artist.set_transform(where)
+            ax.add_collection(artist, autolim=False)
+        elif part.kind == "points":
+            artist = PathCollection(
+                [Path(np.asarray(look["outline"]), closed=True)],
+                sizes=look["sizes"],
+                offsets=np.stack([columns["x"], columns["y"]], axis=1),
+                offset_transform=ax.transData,
+                facecolors=self.color(look["face"]),
+                edgecolors=self.color(look["edge"]),
+                linewidths=look["width"],
+            )
+            artist.set_transform(mpl.transforms.IdentityTransform())
+            ax.add_collection(artist, autolim=False)
+        elif part.kind == "image":
+            artist = self.image(ax, columns, look)
+        else:
+            raise ValueError(f"unknown kind of part {part.kind!r} of series {part.series!r}")
+        artist.set_zorder(look["order"])
+        artist.set_clip_on(look.get("clip", True))
+        artist.set_label(part.series)
+
+    def image(self, ax: Axes, columns: dict[str, np.ndarray], look: dict[str, Any]) -> AxesImage:
+        rows, cols = look["shape"]
+        options: dict[str, Any] = {
+            "origin": look["origin"],
+            "extent": look["extent"],
+            "aspect": "auto",
+            "interpolation": look["interpolation"],
+            "alpha": look["opacity"],
+        }
+        if "colors" not in look:
+            shades = [colors.to_rgb(f"#{value}") for value in columns["value"]]
+            return ax.imshow(np.reshape(shades, (rows, cols, 3)), **options)
+        norm = getattr(colors, look["scale"])(*look["limits"])
+        values = np.reshape(np.asarray(columns["value"], float), (rows, cols))
+        return ax.imshow(values, cmap=look["colors"], norm=norm, **options)
+
+    def axis(self, axis: Axis, found: dict[str, Any], name: str, solid: bool) -> None:
+        axis.set_major_locator(FixedLocator(found["at"]))
+        written = FixedFormatter(found["labels"])
+        if "offset" in found:
+            written.set_offset_string(found["offset"])
+        axis.set_major_formatter(written)
+        axis.set_minor_locator(FixedLocator(found["minor"]))
+        axis.set_minor_formatter(FixedFormatter(found.get("minor_labels", [])))
+        first, second = ("bottom", "top") if name == "x" else ("left", "right")
+        look: dict[str, Any] = {
+            "labelsize": found["size"],
+            "labelcolor": self.color(found["color"]),
+            "color": self.color(found["mark_color"]),
+        }
+        if not solid:
+            look |= {
+                "length": found["length"],
+                first: found["marks"][0],
+                second: found["marks"][1],
+                f"label{first}": found["shown"][0],
+                f"label{second}": found["shown"][1],
+            }
+        axis.set_tick_params(which="major", **look)
+        if not solid:
+            axis.set_tick_params(
+                which="major",
+                gridOn=found["grid"],
+                grid_color=self.color(_hex(STYLE["grid.color"])),
+            )
+            axis.set_tick_params(
+                which="minor",
+                color=look["color"],
+                **{first: found["marks"][0], second: found["marks"][1]},
+            )
+            axis.set_label_position(found["label_side"])
+        if "rotation" in found:
+            for text in axis.get_majorticklabels():
+                text.set(rotation=found["rotation"], ha=found["align"][0], va=found["align"][1])
+        axis.get_offset_text().set(
+            color=self.color(found["color"]), x=1.0 if found["label_side"] == "right" else 0.0
+        )
+        if "label" in found:
+            axis.set_label_text(
+                found["label"],
+                fontsize=found["label_size"],
+                color=self.color(found["label_color"]),
+            )
+            axis.labelpad = found["label_pad"]
+        axis.set_visible(found["visible"])
+
+    def panel(self, found: dict[str, Any]) -> Any:
+        ax: Any
+        solid = "view" in found
+        if solid:
+            view = found["view"]
+            ax = self.figure.add_axes(
+                found["box"], projection="3d", computed_zorder=view["computed_order"]
+            )
+            ax.set_box_aspect(None)
+            ax._box_aspect = np.asarray(view["aspect"])
+            ax.view_init(elev=view["elev"], azim=view["azim"], roll=view["roll"])
+            for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+                axis.set_pane_color(self.color(_hex("#f2f2f2", 0.5)))
+                axis.line.set_color(self.color("#000000"))
+                axis._axinfo["grid"]["color"] = self.color(_hex(STYLE["grid.color"]))
+        else:
+            ax = self.figure.add_axes(found["box"])
+            for side, spine in ax.spines.items():
+                spine.set_visible(side in found["spines"])
+                spine.set_edgecolor(self.color(found["spines"].get(side, "#000000")))
+        ax.patch.set_facecolor(BACKGROUND[self.theme])
+        ax.patch.set_visible(found["paper"])
+        ax.set_zorder(found["order"])
+        return ax
+
+    def finish(self, ax: Axes, found: dict[str, Any]) -> None:
+        """Limits, ticks and words, after what is drawn has had its say about the limits."""
+        for name, limits in found["limits"].items():
+            if "view" not in found:
+                getattr(ax, f"set_{name}scale")(found["scales"][name])
+            getattr(ax, f"set_{name}lim")(*limits)
+            self.axis(getattr(ax, f"{name}axis"), found["ticks"][name], name, "view" in found)
+        for place, title in found["titles"].items():
+            ax.set_title(
+                title["text"], loc=place, fontsize=title["size"], color=self.color(title["color"])
+            )
+        # A panel in three dimensions takes nothing flat.
+        holder = self.figure if "view" in found else ax
+        for text in found["texts"]:
+            self.text(text, holder)
+        if "legend" in found:
+            self.legend(found["legend"], holder)
+        if not found["axes"]:
+            ax.set_axis_off()
+
+
+def put_together(drawing: Drawing, theme: str = "light") -> Figure:
+    """A figure, drawn from its parts in the colours of a theme."""
+    themed("#000000", theme)  # says so if there is no such theme
+    base = {"svg.hashsalt": "pfcore", **STYLE, "figure.constrained_layout.use": False}
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(base)
+        figure = Figure(
+            figsize=drawing.page["size"], dpi=drawing.page["dots"], facecolor=BACKGROUND[theme]
+        )
+        # Not "none", which Matplotlib turns into the user's default when it saves.
+        figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
+        FigureCanvasAgg(figure)
+        painter = _Painter(figure, theme)
+        axes = [painter.panel(found) for found in drawing.panels]
+        for part in drawing.parts:
+            painter.part(axes[part.panel], part)
+        for ax, found in zip(axes, drawing.panels, strict=True):
+            painter.finish(ax, found)
+        for text in drawing.page["texts"]:
+            painter.text(text, figure)
+        for legend in drawing.page["legends"]:
+            painter.legend(legend, figure)
+        figure.draw_without_rendering()
+    return figure

@@ -1,0 +1,149 @@
+"""A figure's parts as CSV: a header for people, one line for the look, then the numbers."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfcore.figures.parts import COORDINATES, Drawing, Part
+
+_LOOK = "# look: "
+_MEANING = {
+    "panel": "which pair of axes, as listed below",
+    "series": "what the numbers belong to within the panel, as listed below",
+    "piece": "counts the pieces of a series that are not joined",
+    "x": "horizontal coordinate, in the units of the panel's axis",
+    "y": "vertical coordinate, likewise",
+    "z": "third coordinate, likewise",
+    "value": "an image's value at (x, y), or its colour as rrggbb",
+}
+_NUMERIC = ("piece", "x", "y", "z")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _axis_words(panel: dict[str, Any], name: str) -> str:
+    label = _one_line(panel["ticks"][name].get("label", ""))
+    scale = panel["scales"][name]
+    words = f'"{label}"' if label else "as in the panel that shares it, or without a unit"
+    return f"{name}: {words}" + ("" if scale == "linear" else f" ({scale} scale)")
+
+
+def _header(drawing: Drawing, columns: list[str]) -> list[str]:
+    """What a reader needs to know of the numbers."""
+    lines = [
+        "The numbers that a figure shows. Lines that begin with this mark are the header.",
+        "",
+        "Columns",
+        *(f"  {name}: {_MEANING[name]}" for name in columns),
+        "Panels",
+    ]
+    for number, panel in enumerate(drawing.panels):
+        titles = [_one_line(title["text"]) for title in panel["titles"].values()]
+        title = f'"{" / ".join(titles)}"; ' if titles else ""
+        axes = "; ".join(_axis_words(panel, name) for name in panel["limits"])
+        lines.append(f"  {number}: {title}{axes}")
+    lines.append("Series")
+    for part in drawing.parts:
+        where = part.look.get("coordinates", COORDINATES[0])
+        note = "" if where in (COORDINATES[0], None) else f", in {where}"
+        count = len(part.columns["x"])
+        rows = f"{count} row" + "s" * (count != 1)
+        lines.append(f'  panel {part.panel}, "{_one_line(part.series)}": {part.kind}, {rows}{note}')
+    lines += [
+        "",
+        "pfcore.figures.redraw draws the figure from this file alone. The next line is its look,",
+        "as JSON: everything but the numbers.",
+    ]
+    return [f"# {line}".rstrip() for line in lines]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{int(value)}" if isinstance(value, int | np.integer) else f"{float(value):.7g}"
+
+
+def to_csv(drawing: Drawing) -> str:
+    """The parts of a figure as the text of a CSV file."""
+    used = [
+        n for n in ("piece", "x", "y", "z", "value") if any(n in p.columns for p in drawing.parts)
+    ]
+    columns = ["panel", "series", *used]
+    look = {
+        "page": drawing.page,
+        "panels": drawing.panels,
+        "parts": [
+            {"panel": p.panel, "series": p.series, "kind": p.kind, "columns": list(p.columns)}
+            | {"rows": len(p.columns["x"]), "look": p.look}
+            for p in drawing.parts
+        ],
+    }
+    out = io.StringIO()
+    out.write("\n".join(_header(drawing, columns)) + "\n")
+    out.write(_LOOK + json.dumps(look, ensure_ascii=False, separators=(",", ":")) + "\n")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for part in drawing.parts:
+        filled = [part.columns.get(name) for name in used]
+        for row in range(len(part.columns["x"])):
+            cells = ["" if values is None else _cell(values[row]) for values in filled]
+            writer.writerow([part.panel, _one_line(part.series), *cells])
+    return out.getvalue()
+
+
+def from_csv(source: str | Path) -> Drawing:
+    """The parts of a figure from the text of a CSV file, or from the file.
+
+    Raises:
+      ValueError: it is no figure's data, or its rows are not those that its header speaks of.
+    """
+    named = isinstance(source, Path)
+    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    origin = f"{str(source)!r}" if named else "this text"
+    lines = text.splitlines()
+    looks = [line for line in lines if line.startswith(_LOOK)]
+    if len(looks) != 1:
+        raise ValueError(f"{origin} is no figure's data: it has no line that begins with {_LOOK!r}")
+    try:
+        look = json.loads(looks[0].removeprefix(_LOOK))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the look in {origin} cannot be read: {error}") from error
+    columns, *rows = csv.reader(line for line in lines if not line.startswith("#"))
+    parts, begin = [], 0
+    for found in look["parts"]:
+        end = begin + found["rows"]
+        mine = rows[begin:end]
+        labels = {(row[0], row[1]) for row in mine}
+        if len(mine) != found["rows"] or labels != {
+            (str(found["panel"]), _one_line(found["series"]))
+        }:
+            raise ValueError(
+                f"{origin}: rows {begin} to {end} should be those of {found['series']!r} in panel "
+                f"{found['panel']}; were rows taken away, added or put in another order?"
+            )
+        table = dict(zip(columns, zip(*mine, strict=True), strict=True))
+        texts = {name: table[name] for name in found["columns"]}
+        parts.append(
+            Part(
+                found["panel"],
+                found["series"],
+                found["kind"],
+                {
+                    name: np.array(cells, float)
+                    if name in _NUMERIC or "colors" in found["look"]
+                    else np.array(cells)
+                    for name, cells in texts.items()
+                },
+                found["look"],
+            )
+        )
+        begin = end
+    if begin != len(rows):
+        raise ValueError(f"{origin} has {len(rows)} rows where its header speaks of {begin}")
+    return Drawing(look["page"], look["panels"], parts)
