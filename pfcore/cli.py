@@ -1,4 +1,4 @@
-"""The command line: list the experiments, run one, take up one that was stopped."""
+"""The command line: list the experiments, run one, take up a stopped one, draw a figure again."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pfcore import experiments
+from pfcore import experiments, figures
 
 app = typer.Typer(
     add_completion=False,
@@ -66,6 +66,22 @@ def run(
     if info["diverged"]:
         typer.echo(f"diverged at step {info['diverged_at_step']}")
     typer.echo(f"{out}: {len(record.arrays)} arrays, {info['wall_time_s']:.1f} s, {info['device']}")
+
+
+@app.command()
+def redraw(
+    source: Annotated[Path, typer.Argument(help="A figure's CSV, or a PNG that carries it.")],
+    target: Annotated[Path, typer.Argument(help="What to write: a .svg, .pdf or .png.")],
+    theme: Annotated[str, typer.Option(help="light, or dark for a dark page.")] = "light",
+) -> None:
+    """Draw a figure of the book again, from its data alone."""
+    try:
+        csv = figures.contents(source).csv if source.suffix == ".png" else source
+        figures.save(figures.redraw(csv, theme), target)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(str(target))
 
 
 if __name__ == "__main__":

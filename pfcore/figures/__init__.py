@@ -7,7 +7,17 @@ alone, in light or in dark, and `save` writes it as SVG, PDF or PNG.
 
 import matplotlib as mpl
 
-from pfcore.figures.files import Contents, carry_data, contents, difference, png, redraw, save
+from pfcore.figures.files import (
+    Contents,
+    animation,
+    carry_data,
+    contents,
+    difference,
+    picture,
+    png,
+    redraw,
+    save,
+)
 from pfcore.figures.style import (
     COLORS,
     LABELS,
@@ -46,6 +56,7 @@ __all__ = [
     "THEMES",
     "WIDTH",
     "Contents",
+    "animation",
     "carry_data",
     "contents",
     "contours",
@@ -53,6 +64,7 @@ __all__ = [
     "dots",
     "key",
     "label",
+    "picture",
     "png",
     "redraw",
     "save",

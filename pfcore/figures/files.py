@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,13 @@ class Contents(NamedTuple):
     provenance: dict[str, Any]
 
 
-def redraw(csv: str | Path, theme: str = "light") -> Figure:
+def redraw(csv: str | Path, theme: str = "light", frame: int = -1) -> Figure:
     """Draw a figure again from its data alone.
 
     Args:
       csv: the text of a figure's CSV file, or the file's path.
       theme: "light", or "dark" for a dark page.
+      frame: which picture of an animation; by default its last.
 
     Returns:
       The Matplotlib figure, not registered with pyplot.
@@ -49,7 +51,42 @@ def redraw(csv: str | Path, theme: str = "light") -> Figure:
       ValueError: the text is no figure's data, or the theme is not known.
       OSError: the file cannot be read.
     """
-    return parts.put_together(table.from_csv(csv), theme)
+    return parts.put_together(table.from_csv(csv), theme, frame)
+
+
+def picture(csv: str | Path, theme: str = "light") -> bytes:
+    """The PNG that shows a figure's data, without the data; of an animation, all of its frames.
+
+    Raises:
+      ValueError, OSError: as for `redraw`.
+    """
+    drawing = table.from_csv(csv)
+    frames = [
+        parts.put_together(drawing, theme, frame) for frame in range(parts.num_frames(drawing))
+    ]
+    return _png([_pixels(figure) for figure in frames], drawing)
+
+
+def _pixels(figure: Figure) -> Image.Image:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=figure.dpi, facecolor=figure.get_facecolor())
+    return Image.open(out).convert("RGB")
+
+
+def _png(frames: Sequence[Image.Image], drawing: parts.Drawing, chunks: Any = None) -> bytes:
+    """One picture, or a moving one that plays once and stands still."""
+    out = io.BytesIO()
+    dots = (drawing.page["dots"],) * 2
+    moving: dict[str, Any] = {}
+    if len(frames) > 1:
+        moving = {
+            "save_all": True,
+            "append_images": frames[1:],
+            "duration": drawing.page["moving"]["milliseconds"],
+            "loop": 1,
+        }
+    frames[0].save(out, "PNG", pnginfo=chunks, dpi=dots, **moving)
+    return out.getvalue()
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -104,14 +141,40 @@ def png(figure: Figure) -> bytes:
         figure.draw_without_rendering()
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
     drawing = parts.take_apart(figure)
+    data = _png([_pixels(figure)], drawing, _chunks(drawing))
+    if layout is not None:
+        figure.set_layout_engine(layout)
+    return data
+
+
+def animation(
+    figure: Figure, draw: Callable[[int], None], num_frames: int, *, milliseconds: int = 450
+) -> bytes:
+    """A moving picture that carries the data of all its frames; it plays once.
+
+    Args:
+      figure: what is drawn on.
+      draw: draws a frame, given its number, over the one before.
+      num_frames: how many.
+      milliseconds: how long each is shown.
+
+    Returns:
+      The bytes of an animated PNG.
+    """
+    drawings, frames = [], []
+    for number in range(num_frames):
+        draw(number)
+        drawings.append(parts.take_apart(figure))
+        frames.append(_pixels(figure))
+    drawing = parts.join(drawings, milliseconds)
+    return _png(frames, drawing, _chunks(drawing))
+
+
+def _chunks(drawing: parts.Drawing) -> PngInfo:
     chunks = PngInfo()
     chunks.add_itxt(_DATA, table.to_csv(drawing), zip=True)
     chunks.add_itxt(_PROVENANCE, json.dumps(_origin(), ensure_ascii=False), zip=True)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=figure.dpi, pil_kwargs={"pnginfo": chunks})
-    if layout is not None:
-        figure.set_layout_engine(layout)
-    return out.getvalue()
+    return chunks
 
 
 def _picture(source: bytes | str | Path) -> Image.Image:
@@ -141,17 +204,16 @@ def difference(picture: bytes | str | Path, figure: Figure, tolerance: int = 64)
     """How far a drawing is from a stored picture.
 
     Args:
-      picture: a PNG's bytes, or its path.
+      picture: a PNG's bytes, or its path; of an animation, its last frame counts.
       figure: the drawing.
       tolerance: of a colour's channel, of 255, from which on a pixel differs.
 
     Returns:
       The share of pixels that differ; 1 where the sizes do by more than two pixels.
     """
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=figure.dpi)
-    with _picture(picture) as stored, _picture(out.getvalue()) as drawn:
-        one, other = (np.asarray(image.convert("RGB"), int) for image in (stored, drawn))
+    with _picture(picture) as stored:
+        stored.seek(getattr(stored, "n_frames", 1) - 1)
+        one, other = (np.asarray(i.convert("RGB"), int) for i in (stored, _pixels(figure)))
     if np.abs(np.subtract(one.shape, other.shape)).max() > 2:
         return 1.0
     rows, cols = np.minimum(one.shape, other.shape)[:2]

@@ -5,7 +5,7 @@ area, set of points and image the numbers that it shows (its columns) and the re
 are plain values. `put_together` draws the figure from them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -24,6 +24,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.path import Path
+from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 from matplotlib.transforms import Transform
@@ -60,7 +61,8 @@ class Drawing(NamedTuple):
 
     Attributes:
       page: `size` in inches, `dots` per inch, and what is written outside of the panels.
-      panels: place, axes, ticks and writing of each pair of axes.
+      panels: place, axes, ticks and writing of each pair of axes; in an animation those of all
+        frames, each with the number of its `frame`.
       parts: what is drawn in them.
     """
 
@@ -453,6 +455,13 @@ def _panel(ax: Any, figure: Figure) -> dict[str, Any]:
         "paper": bool(ax.patch.get_visible()),
         "limits": {name: list(getattr(ax, f"get_{name}lim")()) for name in names},
         "scales": {name: getattr(ax, f"get_{name}scale")() for name in names},
+        "bends": {
+            name: {key: getattr(bend, key) for key in ("base", "linthresh", "linscale")}
+            for name in names
+            if isinstance(
+                bend := getattr(ax, f"{name}axis").get_transform(), SymmetricalLogTransform
+            )
+        },
         "ticks": {name: _ticks(getattr(ax, f"{name}axis")) for name in names},
         "titles": {
             place: {"text": text, "size": title.get_fontsize(), "color": _hex(title.get_color())}
@@ -489,8 +498,41 @@ def _panel(ax: Any, figure: Figure) -> dict[str, Any]:
 
 def _drawn(ax: Axes) -> Iterable[Artist]:
     """What a panel shows, in the order of drawing."""
-    held = [*ax.images, *ax.patches, *ax.collections, *ax.lines]
-    return sorted((a for a in held if a.get_visible()), key=lambda a: a.get_zorder())
+    data = {id(a) for a in [*ax.images, *ax.patches, *ax.collections, *ax.lines]}
+    held = [a for a in ax.get_children() if id(a) in data and a.get_visible()]
+    return sorted(held, key=lambda a: a.get_zorder())
+
+
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """Areas that follow each other and look the same, such as a histogram's, as one series."""
+    found: list[Part] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if (
+            last is None
+            or part.kind != "area"
+            or last._replace(columns={}) != part._replace(columns={})
+        ):
+            found.append(part)
+            continue
+        number = part.columns["piece"] + last.columns["piece"][-1] + 1
+        columns = {
+            name: np.concatenate([last.columns[name], number if name == "piece" else values])
+            for name, values in part.columns.items()
+        }
+        found[-1] = last._replace(columns=columns)
+    return found
+
+
+def _told_apart(parts: Iterable[Part]) -> list[Part]:
+    """No two series of a panel with one name."""
+    taken: dict[str, int] = {}
+    found = []
+    for part in parts:
+        taken[part.series] = count = taken.get(part.series, 0) + 1
+        series = part.series if count == 1 else f"{part.series} ({count})"
+        found.append(part._replace(series=series))
+    return found
 
 
 def take_apart(figure: Any) -> Drawing:
@@ -508,22 +550,22 @@ def take_apart(figure: Any) -> Drawing:
         "texts": [_text(t, figure) for t in figure.texts if t.get_visible() and t.get_text()],
         "legends": [_legend(legend, figure) for legend in figure.legends],
     }
-    panels, parts = [], []
+    panels: list[dict[str, Any]] = []
+    parts: list[Part] = []
     for number, ax in enumerate(a for a in figure.axes if a.get_visible()):
         panels.append(_rounded(_panel(ax, figure), 8))
-        taken: dict[str, int] = {}
+        found: list[Part] = []
         for artist in _drawn(ax):
             read = _read(artist, ax)
             if read is None:
                 continue
             kind, columns, look = read
-            name = _series(artist, kind, columns, look)
-            taken[name] = taken.get(name, 0) + 1
-            series = name if taken[name] == 1 else f"{name} ({taken[name]})"
             look["order"] = artist.get_zorder()
             if not artist.get_clip_on():
                 look["clip"] = False
-            parts.append(Part(number, series, kind, columns, _rounded(look)))
+            name = _series(artist, kind, columns, look)
+            found.append(Part(number, name, kind, columns, _rounded(look)))
+        parts += _told_apart(_merged(found))
     return Drawing(_rounded(page, 8), panels, parts)
 
 
@@ -815,7 +857,8 @@ class _Painter:
         """Limits, ticks and words, after what is drawn has had its say about the limits."""
         for name, limits in found["limits"].items():
             if "view" not in found:
-                getattr(ax, f"set_{name}scale")(found["scales"][name])
+                bend = found["bends"].get(name, {})
+                getattr(ax, f"set_{name}scale")(found["scales"][name], **bend)
             getattr(ax, f"set_{name}lim")(*limits)
             self.axis(getattr(ax, f"{name}axis"), found["ticks"][name], name, "view" in found)
         for place, title in found["titles"].items():
@@ -832,8 +875,26 @@ class _Painter:
             ax.set_axis_off()
 
 
-def put_together(drawing: Drawing, theme: str = "light") -> Figure:
-    """A figure, drawn from its parts in the colours of a theme."""
+def join(frames: Sequence[Drawing], milliseconds: int) -> Drawing:
+    """The drawings of an animation as one, which has the panels of all."""
+    panels: list[dict[str, Any]] = []
+    parts: list[Part] = []
+    for number, frame in enumerate(frames):
+        first = len(panels)
+        panels += [panel | {"frame": number} for panel in frame.panels]
+        parts += [part._replace(panel=part.panel + first) for part in frame.parts]
+    moving = {"frames": len(frames), "milliseconds": milliseconds}
+    return Drawing(frames[-1].page | {"moving": moving}, panels, parts)
+
+
+def num_frames(drawing: Drawing) -> int:
+    """How many pictures there are in it; 1 unless it is an animation."""
+    return drawing.page.get("moving", {"frames": 1})["frames"]
+
+
+def put_together(drawing: Drawing, theme: str = "light", frame: int = -1) -> Figure:
+    """A figure, drawn from its parts in the colours of a theme; of an animation, one frame."""
+    frame = range(num_frames(drawing))[frame]
     themed("#000000", theme)  # says so if there is no such theme
     base = {"svg.hashsalt": "pfcore", **STYLE, "figure.constrained_layout.use": False}
     with mpl.rc_context():
@@ -846,11 +907,13 @@ def put_together(drawing: Drawing, theme: str = "light") -> Figure:
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
         FigureCanvasAgg(figure)
         painter = _Painter(figure, theme)
-        axes = [painter.panel(found) for found in drawing.panels]
+        shown = {n: p for n, p in enumerate(drawing.panels) if p.get("frame", frame) == frame}
+        axes = {number: painter.panel(found) for number, found in shown.items()}
         for part in drawing.parts:
-            painter.part(axes[part.panel], part)
-        for ax, found in zip(axes, drawing.panels, strict=True):
-            painter.finish(ax, found)
+            if part.panel in axes:
+                painter.part(axes[part.panel], part)
+        for number, found in shown.items():
+            painter.finish(axes[number], found)
         for text in drawing.page["texts"]:
             painter.text(text, figure)
         for legend in drawing.page["legends"]:

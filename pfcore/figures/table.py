@@ -27,10 +27,23 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _axis_words(panel: dict[str, Any], name: str) -> str:
-    label = _one_line(panel["ticks"][name].get("label", ""))
+def _axis_label(drawing: Drawing, panel: dict[str, Any], name: str) -> str:
+    """An axis's label; where it has none, that of the panel above, below or beside it."""
+    side = slice(0, 4, 2) if name == "x" else slice(1, 4, 2)  # of left, bottom, width, height
+    shared = [
+        other
+        for other in drawing.panels
+        if other["box"][side] == panel["box"][side]
+        and other["limits"].get(name) == panel["limits"][name]
+    ]
+    labels = (other["ticks"][name].get("label", "") for other in [panel, *shared])
+    return _one_line(next(filter(None, labels), ""))
+
+
+def _axis_words(drawing: Drawing, panel: dict[str, Any], name: str) -> str:
+    label = _axis_label(drawing, panel, name)
     scale = panel["scales"][name]
-    words = f'"{label}"' if label else "as in the panel that shares it, or without a unit"
+    words = f'"{label}"' if label else "without a label"
     return f"{name}: {words}" + ("" if scale == "linear" else f" ({scale} scale)")
 
 
@@ -44,10 +57,11 @@ def _header(drawing: Drawing, columns: list[str]) -> list[str]:
         "Panels",
     ]
     for number, panel in enumerate(drawing.panels):
+        frame = f"frame {panel['frame']} of an animation; " if "frame" in panel else ""
         titles = [_one_line(title["text"]) for title in panel["titles"].values()]
         title = f'"{" / ".join(titles)}"; ' if titles else ""
-        axes = "; ".join(_axis_words(panel, name) for name in panel["limits"])
-        lines.append(f"  {number}: {title}{axes}")
+        axes = "; ".join(_axis_words(drawing, panel, name) for name in panel["limits"])
+        lines.append(f"  {number}: {frame}{title}{axes}")
     lines.append("Series")
     for part in drawing.parts:
         where = part.look.get("coordinates", COORDINATES[0])

@@ -72,7 +72,8 @@ def themed(color: str, theme: str) -> str:
         return known[opaque] + opacity
     lightness, a, b = _to_oklab(np.array(colors.to_rgb(opaque)))
     if np.hypot(a, b) < 0.02:
-        turned = _PAPER + (0.93 - _PAPER) * (1 - lightness)
+        # The eye tells greys from dark less well than from white.
+        turned = _PAPER + (0.93 - _PAPER) * (1 - lightness) ** 0.75
     elif lightness > 0.93:  # a tint of the paper
         turned = _PAPER + 0.08
     else:

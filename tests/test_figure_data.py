@@ -1,0 +1,287 @@
+"""Figures that carry their data: taken apart, written as CSV, drawn again from it alone."""
+
+import io
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+from typer.testing import CliRunner
+
+from pfcore import figures, records
+from pfcore.cli import app
+from pfcore.figures.themes import themed
+from pfcore.objectives import quadratic
+
+X = np.linspace(0, 5, 41)
+# Where glyphs and edges are anti-aliased, a pixel may fall to the other side of a rounding.
+SAME = 2e-4
+
+
+def lines():
+    fig, axes = plt.subplots(2, 1, sharex=True)
+    axes[0].plot(X, np.sin(X), color=figures.COLORS["ngf"], label="NGF")
+    axes[0].plot(X, np.cos(X), "--", color="#123456", alpha=0.5, drawstyle="steps-post")
+    figures.dots(axes[0], X[::8], np.sin(X[::8]))
+    axes[0].axhline(0.25, color="#999999", lw=0.8)
+    axes[0].axvline(2, ls=":")
+    axes[0].legend(loc="lower left", title="flows")
+    axes[1].semilogy(X, np.exp(-X), marker="x", lw=0)
+    axes[1].set(ylabel="loss")
+    figures.step_axis(axes[1])
+    figures.label(axes[1], 2.0, float(np.exp(-2)), "igr")
+    return fig
+
+
+def areas():
+    fig, axes = plt.subplots(1, 2)
+    axes[0].fill_between(X, np.sin(X), np.cos(X), color="#009E73", alpha=0.3)
+    axes[0].axvspan(1, 2, color="#D55E00", alpha=0.2, lw=0)
+    axes[0].axhspan(0, 0.5, color="#dddddd")
+    axes[0].set_title("area")
+    axes[1].bar(["a", "b"], [3, 4], color="#cccccc")
+    axes[1].hist([0.1, 0.2, 0.2, 0.9], bins=4, alpha=0.5)
+    axes[1].errorbar([0, 1], [1, 2], yerr=[0.2, 0.3], fmt="o", capsize=3)
+    return fig
+
+
+def twins():
+    fig, ax = plt.subplots()
+    ax.plot(X, X**2)
+    right = ax.twinx()
+    right.semilogy(X, np.exp(X), color="#D55E00")
+    right.set_ylabel("right", color="#D55E00")
+    right.tick_params(axis="y", labelcolor="#D55E00")
+    right.spines["right"].set_visible(True)
+    right.grid(False)
+    ax.plot(0.5, 0.93, "x", transform=ax.get_xaxis_transform())
+    ax.set_xticks([0, 2, 5], ["none", "two", "five"], rotation=30)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center")
+    return fig
+
+
+def maps():
+    fig, axes = plt.subplots(1, 2)
+    values = np.add.outer(np.arange(4.0), np.arange(5.0))
+    values[0, 0] = np.nan
+    axes[0].imshow(values, extent=[0, 5, 0, 4], origin="lower", aspect="auto")
+    shades = np.random.default_rng(0).uniform(size=(3, 3, 3))
+    axes[1].imshow(shades, extent=[-1, 1, -1, 1])
+    figures.contours(axes[1], quadratic, domain=[[-1, 1], [-1, 1]], levels=4, resolution=30)
+    axes[0].scatter([1, 2], [1, 3], s=[20, 60], color=["#0072B2", "#D55E00"])
+    axes[1].set_axis_off()
+    return fig
+
+
+def solid():
+    fig = plt.figure()
+    ax = fig.add_subplot(projection="3d", computed_zorder=False)
+    ax.plot_surface(*np.meshgrid([0, 1], [0, 1]), np.ones((2, 2)), color="#bbbbbb", alpha=0.4)
+    ax.plot(X / 5, np.sin(X), np.cos(X), color=figures.COLORS["principal"], label="PF")
+    ax.view_init(elev=20, azim=-50)
+    ax.set(xlabel="x", zlabel="z")
+    ax.legend()
+    return fig
+
+
+DRAWINGS = {f.__name__: f for f in (lines, areas, twins, maps, solid)}
+
+
+@pytest.fixture(scope="module", params=list(DRAWINGS))
+def picture(request):
+    """The bytes of a picture that carries its data."""
+    with mpl.rc_context():
+        figures.use_style()
+        fig = DRAWINGS[request.param]()
+        data = figures.png(fig)
+        plt.close(fig)
+    return data
+
+
+def test_a_drawing_comes_again_from_its_numbers_alone(picture):
+    csv = figures.contents(picture).csv
+    assert figures.difference(picture, figures.redraw(csv)) <= SAME
+
+
+def test_a_change_of_one_number_can_be_seen():
+    with mpl.rc_context():
+        figures.use_style()
+        fig, ax = plt.subplots()
+        ax.plot([0, 1, 2], [0, 1, 0])
+        data = figures.png(fig)
+        plt.close(fig)
+    csv = figures.contents(data).csv
+    changed = csv.replace("\n0,line,1,1\n", "\n0,line,1,0.5\n")
+    assert changed != csv
+    assert figures.difference(data, figures.redraw(changed)) > 10 * SAME
+
+
+def test_the_header_explains_and_the_rows_are_the_numbers():
+    with mpl.rc_context():
+        figures.use_style()
+        fig = lines()
+        csv = figures.contents(figures.png(fig)).csv
+        plt.close(fig)
+    header = [line for line in csv.splitlines() if line.startswith("#")]
+    assert any("time, in steps of gradient descent" in line for line in header)
+    assert any('y: "loss" (log scale)' in line for line in header)
+    assert any('panel 0, "NGF": line, 41 rows' in line for line in header)
+    assert any('"at y = 0.25": line, 2 rows, in share of the width and y' in h for h in header)
+    names, *rows = [line.split(",") for line in csv.splitlines() if not line.startswith("#")]
+    assert names == ["panel", "series", "x", "y"]
+    ngf = np.array([row[2:] for row in rows if row[:2] == ["0", "NGF"]], float)
+    np.testing.assert_allclose(ngf, np.stack([X, np.sin(X)], axis=1), rtol=1e-6, atol=1e-7)
+
+
+def test_a_file_is_enough(tmp_path):
+    """A fresh process, in a folder that holds the file and nothing else."""
+    with mpl.rc_context():
+        figures.use_style()
+        fig = twins()
+        data = figures.png(fig)
+        plt.close(fig)
+    (tmp_path / "figure.csv").write_text(figures.contents(data).csv, encoding="utf-8")
+    script = (
+        "from pathlib import Path; from pfcore import figures;"
+        "[figures.save(figures.redraw(Path('figure.csv')), f'again{e}')"
+        " for e in ('.png', '.svg', '.pdf')]"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PFCORE")}
+    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=env, check=True)
+    with Image.open(tmp_path / "again.png") as again, Image.open(io.BytesIO(data)) as stored:
+        apart = np.abs(np.asarray(again.convert("RGB"), int) - np.asarray(stored.convert("RGB")))
+    assert np.mean(apart.max(axis=-1) > 64) <= SAME
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert (tmp_path / "again.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("ending", figures.files.ENDINGS)
+def test_the_same_figure_gives_the_same_bytes(picture, tmp_path, ending):
+    csv = figures.contents(picture).csv
+    one, other = (
+        figures.save(figures.redraw(csv), tmp_path / f"{name}{ending}").read_bytes()
+        for name in ("one", "other")
+    )
+    assert one == other
+
+
+def test_dark_is_the_same_drawing_on_a_dark_page(picture, tmp_path):
+    csv = figures.contents(picture).csv
+    light = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), int)
+    dark = figures.save(figures.redraw(csv, "dark"), tmp_path / "dark.png")
+    dark = np.asarray(Image.open(dark).convert("RGB"), int)
+    assert dark.shape == light.shape
+    paper = np.rint(255 * np.array(to_rgb(figures.BACKGROUND["dark"])))
+    np.testing.assert_array_equal(dark[0, 0], paper)
+    # What was ink still stands out from the paper; images keep their colours.
+    ink = np.abs(light - 255).max(axis=-1) > 200
+    assert np.mean(np.abs(dark - paper).max(axis=-1)[ink] > 60) > 0.92
+
+
+def _contrast(one, other):
+    def luminance(color):
+        rgb = np.array(to_rgb(color))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("name", list(figures.COLORS))
+def test_flows_stand_out_from_a_dark_page(name):
+    """As the accessibility guidelines ask of lines: a contrast of 3."""
+    assert _contrast(themed(figures.COLORS[name], "dark"), figures.BACKGROUND["dark"]) >= 3
+
+
+def test_dark_keeps_the_order_of_shades():
+    shades = [mpl.colors.to_hex(c) for c in plt.cm.Blues(np.linspace(0.35, 0.95, 6))]
+    contrasts = [_contrast(themed(s, "dark"), figures.BACKGROUND["dark"]) for s in shades]
+    assert contrasts == sorted(contrasts) and contrasts[0] >= 3
+
+
+def test_opacity_stays_and_white_is_the_page():
+    assert themed("#0072b280", "dark")[-2:] == "80"
+    assert themed("#ffffff", "dark") == figures.BACKGROUND["dark"]
+    assert themed("#123456", "light") == "#123456"
+
+
+def test_an_animation_carries_all_its_frames():
+    with mpl.rc_context():
+        figures.use_style()
+        fig, ax = plt.subplots(figsize=(3, 2))
+
+        def draw(i):
+            ax.clear()
+            ax.plot([0, 1], [0, i])
+            ax.set(ylim=(0, 2), title=f"step {i}")
+
+        data = figures.animation(fig, draw, 3)
+        plt.close(fig)
+    csv = figures.contents(data).csv
+    assert '#   1: frame 1 of an animation; "step 1"' in csv
+    assert figures.difference(data, figures.redraw(csv)) <= SAME
+    with Image.open(io.BytesIO(figures.picture(csv, "dark"))) as dark:
+        assert dark.n_frames == 3
+    with (
+        Image.open(io.BytesIO(data)) as stored,
+        Image.open(io.BytesIO(figures.picture(csv))) as drawn,
+    ):
+        for frame in range(3):
+            stored.seek(frame)
+            drawn.seek(frame)
+            one, other = (np.asarray(i.convert("RGB"), int) for i in (stored, drawn))
+            assert np.mean(np.abs(one - other).max(axis=-1) > 64) <= SAME
+    titles = [figures.redraw(csv, frame=i).axes[0].get_title(loc="left") for i in (0, 2)]
+    assert titles == ["step 0", "step 2"]
+
+
+def test_provenance_names_what_was_used(monkeypatch):
+    monkeypatch.setattr(records, "_sources", [])
+    monkeypatch.setenv("PFCORE_PROFILE", "full")
+    records.note_source("data set", name="digits", sha256="abc")
+    records.note_source("data set", name="digits", sha256="abc")
+    fig, ax = plt.subplots()
+    ax.plot([0, 1])
+    found = figures.contents(figures.png(fig)).provenance
+    plt.close(fig)
+    assert found["sources"] == [{"kind": "data set", "name": "digits", "sha256": "abc"}]
+    assert found["profile"] == "full" and found["versions"]["jax"] and "commit" in found
+
+
+def test_command_line(picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture)
+    (tmp_path / "b.csv").write_text(figures.contents(picture).csv, encoding="utf-8")
+    for source, target in (("a.png", "a.svg"), ("b.csv", "b.svg")):
+        said = CliRunner().invoke(app, ["redraw", str(tmp_path / source), str(tmp_path / target)])
+        assert said.exit_code == 0, said.output
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    said = CliRunner().invoke(app, ["redraw", str(tmp_path / "c.csv"), str(tmp_path / "c.svg")])
+    assert said.exit_code == 2 and "c.csv" in said.output
+
+
+def test_wrong_use_is_told(tmp_path):
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (4, 4)).save(plain)
+    with pytest.raises(ValueError, match=r"plain\.png.*carries no data"):
+        figures.contents(plain)
+    with pytest.raises(ValueError, match="no figure's data"):
+        figures.redraw("x,y\n1,2\n")
+    fig = lines()
+    csv = figures.contents(figures.png(fig)).csv
+    with pytest.raises(ValueError, match=r"one of \('light', 'dark'\), got 'sepia'"):
+        figures.redraw(csv, "sepia")
+    with pytest.raises(ValueError, match=r"'NGF' in panel 0"):
+        figures.redraw(csv.replace("\n0,NGF,0,0\n", "\n", 1))
+    with pytest.raises(ValueError, match="ending"):
+        figures.save(fig, tmp_path / "figure.gif")
+    fig.axes[0].annotate("", (0, 0), (1, 1), arrowprops={"arrowstyle": "->"})
+    fig.axes[0].texts[-1].set_text("there")
+    with pytest.raises(TypeError, match="no arrows"):
+        figures.png(fig)
+    plt.close(fig)
