@@ -578,11 +578,13 @@ class _Painter:
     def __init__(self, figure: Figure, theme: str):
         self.figure, self.theme = figure, theme
 
-    def color(self, color: Any) -> Any:
+    def color(self, color: Any, fill: bool = False) -> Any:
         """A colour, none, or a list of them, as the theme has it."""
         if color is None:
             return "none"
-        return themed(color, self.theme) if isinstance(color, str) else [*map(self.color, color)]
+        if isinstance(color, str):
+            return themed(color, self.theme, fill=fill)
+        return [self.color(item, fill) for item in color]
 
     def line_look(self, look: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -607,7 +609,10 @@ class _Painter:
         return found
 
     def collection_look(self, look: dict[str, Any]) -> dict[str, Any]:
-        found = {"facecolors": self.color(look["face"]), "edgecolors": self.color(look["edge"])}
+        found = {"facecolors": self.color(look["face"], fill=True)}
+        # The edge of an area in the area's own colour is no line.
+        same = look["face"] == look["edge"]
+        found["edgecolors"] = self.color(look["edge"], fill=same)
         found["linewidths"] = look["width"]
         if "dashes" in look:
             dashes = look["dashes"]
@@ -692,8 +697,8 @@ class _Painter:
             else:
                 artist = Polygon(
                     np.asarray(at),
-                    facecolor=self.color(look["face"]),
-                    edgecolor=self.color(look["edge"]),
+                    facecolor=self.color(look["face"], fill=True),
+                    edgecolor=self.color(look["edge"], fill=look["face"] == look["edge"]),
                     linewidth=look["width"],
                     transform=where,
                     zorder=top + 0.1,
@@ -810,6 +815,8 @@ class _Painter:
             axis.set_tick_params(
                 which="minor",
                 color=look["color"],
+                labelcolor=look["labelcolor"],
+                labelsize=look["labelsize"],
                 **{first: found["marks"][0], second: found["marks"][1]},
             )
             axis.set_label_position(found["label_side"])

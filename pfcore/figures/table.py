@@ -117,9 +117,10 @@ def from_csv(source: str | Path) -> Drawing:
     Raises:
       ValueError: it is no figure's data, or its rows are not those that its header speaks of.
     """
-    named = isinstance(source, Path)
-    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-    origin = f"{str(source)!r}" if named else "this text"
+    if isinstance(source, Path) or "\n" not in source:
+        text, origin = Path(source).read_text(encoding="utf-8"), f"{str(source)!r}"
+    else:
+        text, origin = source, "this text"
     lines = text.splitlines()
     looks = [line for line in lines if line.startswith(_LOOK)]
     if len(looks) != 1:

@@ -49,15 +49,17 @@ def _from_oklab(lab: np.ndarray) -> np.ndarray:
 _PAPER = float(_to_oklab(np.array(colors.to_rgb(BACKGROUND["dark"])))[0])
 
 
-def themed(color: str, theme: str) -> str:
+def themed(color: str, theme: str, *, fill: bool = False) -> str:
     """A colour of the light theme as it looks in `theme`; its opacity stays.
 
     Black turns light and white turns into the page's own background. A colour of some saturation
-    keeps its hue, and pale and deep change places: what stood out from white stands out from dark.
+    keeps its hue, and pale and deep change places: what stood out from white stands out from dark,
+    and a pale area stays a tint of the page.
 
     Args:
       color: as "#rrggbb" or "#rrggbbaa".
       theme: "light" or "dark".
+      fill: the colour fills an area; it need not stand out as a line must.
 
     Raises:
       ValueError: the theme is not known.
@@ -74,9 +76,9 @@ def themed(color: str, theme: str) -> str:
     if np.hypot(a, b) < 0.02:
         # The eye tells greys from dark less well than from white.
         turned = _PAPER + (0.93 - _PAPER) * (1 - lightness) ** 0.75
-    elif lightness > 0.93:  # a tint of the paper
-        turned = _PAPER + 0.08
+    elif fill and len(opacity) == 0:
+        turned = _PAPER + (0.85 - _PAPER) * (1 - lightness)
     else:
-        turned = 0.55 + 0.35 * (0.93 - lightness)
+        turned = 0.55 + 0.35 * (0.93 - min(lightness, 0.93))
     rgb = np.clip(_from_oklab(np.array([turned, a, b])), 0, 1)
     return colors.to_hex(rgb) + opacity
