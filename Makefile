@@ -4,6 +4,10 @@ VENV    ?= .venv
 PYTHON  ?=
 PROFILE ?= quick
 JOBS    ?= 2
+# For `make reproduce`: stored, or recompute, which takes hours; and RESUME=1 to go on with what was
+# interrupted.
+RECORDS ?= stored
+RESUME  ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,18 +18,24 @@ CHECK := JAX_PLATFORMS=cpu
 # Where notebooks write when they are run to be compared, not to be kept.
 SCRATCH := $(BUILD)/check
 
+# Resolves and installs by what is on its command line alone: the pins in [tool.uv] are the lock's.
+UV := "$(BIN)/uv" --no-config
+# In an environment of its own: it wants an older jsonschema than the book does.
+CFFCONVERT := $(UV) tool run --quiet --python "$(BIN)/python" cffconvert==2.0.0
+
 # One thread in each process for linear algebra: JOBS processes with a pool each get in each other's way.
 export OPENBLAS_NUM_THREADS ?= 1
 
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks test lint types unit nbval claims html browser format lock clean distclean
+.PHONY: help setup book notebooks test lint types unit nbval claims html browser pdf reproduce colab registry format \
+  citation test-oldest test-newest dist lock clean distclean
 
 help:  ## this list
 	@echo "Gradient descent in continuous time: the book, and pfcore beneath it."
 	@echo
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
 	@echo
 	@echo "Settings: VENV=$(VENV)  PROFILE=$(PROFILE)  JOBS=$(JOBS)  PYTHON=(the newest found)"
 
@@ -75,6 +85,23 @@ notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to c
 	@echo "== notebooks: recomputing in place ($(PROFILE) profile)"
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
+# With the programs of the environment whose folder of programs is $(1).
+unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -n $(JOBS) --doctest-modules pfcore tests
+
+# Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
+define test_versions
+	@echo "== test-$(1): the $(1) dependencies that pyproject.toml allows"
+	@mkdir -p "$(BUILD)" && rm -f "$(BUILD)/$(1).txt"
+	@$(UV) venv --quiet --clear --python "$(3)" "$(BUILD)/$(1)"
+	@$(UV) pip compile pyproject.toml --quiet --all-extras --resolution $(2) \
+	  --python "$(BUILD)/$(1)" --no-annotate --no-header -o "$(BUILD)/$(1).txt"
+	@$(UV) pip install --quiet --python "$(BUILD)/$(1)" -r "$(BUILD)/$(1).txt"
+	@$(UV) pip install --quiet --python "$(BUILD)/$(1)" --no-deps --no-build-isolation -e .
+	@"$(BUILD)/$(1)/bin/python" --version | sed 's/^/   /'
+	@paste -sd ' ' "$(BUILD)/$(1).txt" | fold -s -w 96 | sed 's/^/   /'
+	@$(call unit_tests,$(BUILD)/$(1)/bin)
+endef
+
 # ---- the checks, in the order of `make test`
 
 test: lint types unit nbval claims html browser  ## every check
@@ -93,7 +120,7 @@ types: $(STAMP)  ## types of pfcore
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
 	@echo "== unit: tests, and the examples in docstrings"
-	@$(CHECK) MPLBACKEND=agg "$(BIN)/python" -m pytest -q -n $(JOBS) --doctest-modules pfcore tests
+	@$(call unit_tests,$(BIN))
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"
@@ -108,13 +135,68 @@ html: $(STAMP)  ## build the pages from the stored outputs
 	@echo "== html: building the pages, warnings fatal"
 	$(call build_html,.)
 
-browser: html  ## read every page of the built book in a browser
-	@echo "== browser: every page, desktop and phone"
+# Prints where Chromium is; installs it where there is none.
+define chromium
 	@"$(BIN)/python" tests/browser/chromium.py || "$(BIN)/python" -m playwright install chromium \
 	  || echo "   no Chromium here, and none could be installed"
-	@"$(BIN)/python" -m pytest -q -rs --tb=short -m browser tests/browser
+endef
+
+browser: html  ## read every page of the built book in a browser
+	@echo "== browser: every page, desktop and phone"
+	$(call chromium)
+	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup -m browser tests/browser \
+	  --ignore tests/browser/test_pdf.py
+
+pdf: html  ## print the whole book to one PDF, and check it
+	@echo "== pdf: the whole book"
+	$(call chromium)
+	@"$(BIN)/python" tools/pdf.py --html "$(BUILD)/html" --to "$(BUILD)/pdf/pfcore-book.pdf"
+	@"$(BIN)/python" -m pytest -q -rs --tb=short -m browser tests/browser/test_pdf.py
+
+# ---- rerunning
+
+reproduce: $(STAMP)  ## recompute the book, compare every claim with the stored one, as a table
+	@echo "== reproduce: every notebook anew ($(PROFILE) profile, records: $(RECORDS))"
+	@"$(BIN)/python" tools/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --records $(RECORDS) \
+	  $(if $(RESUME),--resume)
+
+colab: $(STAMP)  ## run every notebook with nothing but what Colab would give it
+	@echo "== colab: every notebook alone, in a fresh environment with the wheel of this tree"
+	@"$(BIN)/python" tools/colab.py --profile $(PROFILE)
+
+citation: $(STAMP)  ## CITATION.cff against its schema
+	@echo "== citation: CITATION.cff against its schema"
+	@if $(CFFCONVERT) --version >/dev/null 2>&1; then \
+	  $(CFFCONVERT) --validate --infile CITATION.cff >"$(BUILD)/citation.log" 2>&1 \
+	    || { cat "$(BUILD)/citation.log"; exit 1; }; \
+	else \
+	  echo "   not checked: cffconvert is not here and could not be installed"; \
+	fi
+
+# ---- both ends of the ranges of versions in pyproject.toml
+
+test-oldest: $(STAMP)  ## unit tests with the oldest dependencies allowed, on the oldest Python
+	$(call test_versions,oldest,lowest-direct,$(or $(PYTHON),3.11))
+
+test-newest: $(STAMP)  ## unit tests with the newest dependencies allowed, on the newest Python
+	$(call test_versions,newest,highest,$(or $(PYTHON),$(BIN)/python))
+
+# ---- publishing
+
+dist: $(STAMP)  ## wheel and source distribution, checked
+	@echo "== dist: wheel and source distribution in $(BUILD)/dist"
+	@rm -rf "$(BUILD)/dist"
+	@$(UV) build --quiet --python "$(BIN)/python" --out-dir "$(BUILD)/dist"
+	@"$(BIN)/python" tools/check_dist.py "$(BUILD)/dist"
+	@$(UV) venv --quiet --clear --python "$(BIN)/python" "$(BUILD)/dist-env"
+	@$(UV) pip install --quiet --python "$(BUILD)/dist-env" "$(BUILD)"/dist/*.whl
+	@cd "$(BUILD)/dist" && ../dist-env/bin/python -c 'import pfcore; print("   imported:", pfcore.__file__)' \
+	  && ../dist-env/bin/pfcore list >/dev/null
 
 # ---- upkeep
+
+registry: $(STAMP)  ## list the stored records and their hashes for the package
+	@"$(BIN)/python" tools/registry.py
 
 format: $(STAMP)  ## rewrite code and notebooks in the house style
 	@"$(BIN)/ruff" check --quiet --fix .

@@ -129,3 +129,10 @@ def test_a_second_report_replaces_the_first(tmp_path):
 
 def test_collect_from_an_empty_folder(tmp_path):
     assert collect(tmp_path) == {}
+
+
+def test_without_claims_the_overview_says_how_to_get_them(tmp_path):
+    """As on a machine that has only the page of claims."""
+    shown = overview(collect(tmp_path))
+    assert "run the chapters' notebooks" in repr(shown)
+    assert shown._repr_html_() == f"<p>{shown!r}</p>"

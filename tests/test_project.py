@@ -150,3 +150,33 @@ def test_links_to_files_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_zenodo_says_what_the_citation_says():
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = PYPROJECT["project"]
+    assert zenodo["version"] == citation["version"] == project["version"]
+    assert zenodo["title"] == citation["title"]
+    assert zenodo["description"] == citation["abstract"]
+    assert zenodo["keywords"] == citation["keywords"] == project["keywords"]
+    assert zenodo["license"] == citation["license"].lower() == project["license"].lower()
+    assert zenodo["upload_type"] == citation["type"] == "software"
+    assert zenodo["creators"] == citation["authors"] == project["authors"]
+    related = {(entry["relation"], entry["identifier"]) for entry in zenodo["related_identifiers"]}
+    (preprint,) = citation["preferred-citation"]["identifiers"]
+    assert related == {
+        ("isSupplementTo", preprint["value"]),
+        ("isDocumentedBy", citation["url"]),
+    }
+
+
+def test_the_book_is_where_github_publishes_it():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    owner, name = REPOSITORY.removeprefix("https://github.com/").split("/")
+    assert citation["url"] == f"https://{owner}.github.io/{name}/"
+
+
+def test_types_are_published():
+    assert (ROOT / "pfcore" / "py.typed").is_file()
+    assert "Typing :: Typed" in PYPROJECT["project"]["classifiers"]

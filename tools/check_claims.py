@@ -10,8 +10,11 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tables import aligned
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "book" / "claims"
@@ -51,21 +54,40 @@ def agree(stored: Any, fresh: Any, tolerance: float) -> bool:
     )
 
 
-def judge(stored: dict[str, Any] | None, fresh: dict[str, Any] | None) -> str:
-    """ "" if a claim came out as stored, else what is different."""
+def ordered(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Notebooks in the order of their names, their claims in that of their numbers and parts."""
+
+    def place(key: tuple[str, str]) -> tuple[str, int, str]:
+        notebook, claim = key
+        return notebook, int("0" + "".join(filter(str.isdigit, claim))), claim
+
+    return sorted(keys, key=place)
+
+
+def judge(
+    stored: dict[str, Any] | None, fresh: dict[str, Any] | None, *, numbers: bool = True
+) -> str:
+    """ "" if a claim came out as stored, else what is different.
+
+    Args:
+      stored: the claim as it was, if it was.
+      fresh: as it is.
+      numbers: compare not only the verdicts.
+    """
     if stored is None:
         return "not among the stored claims"
     if fresh is None:
         return "was not written by the rerun"
     if stored["verdict"] != fresh["verdict"]:
         return f"verdict was {stored['verdict']!r}, is {fresh['verdict']!r}"
-    tolerance = stored.get("rerun_tolerance")
+    tolerance = stored.get("rerun_tolerance") if numbers else None
     if tolerance is not None and not agree(stored["number"], fresh["number"], tolerance):
         return f"number differs by more than {tolerance:g} relative"
     return ""
 
 
 def show(number: Any) -> str:
+    """A number with the digits that a reader needs."""
     return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
@@ -79,7 +101,7 @@ def main() -> int:
     if not stored:
         print(f"no claims are stored in {args.stored}")
         return 1
-    order = sorted(stored.keys() | fresh.keys(), key=lambda k: (k[0], len(k[1]), k[1]))
+    order = ordered(stored.keys() | fresh.keys())
     rows = [("notebook", "claim", "stored", "fresh", "verdict", "")]
     wrong = 0
     for key in order:
@@ -95,10 +117,7 @@ def main() -> int:
                 problem or "ok",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("   " + "  ".join(cells).rstrip())
+    print(aligned(rows))
     if wrong:
         print(f"   {wrong} of {len(order)} claims came out differently")
     return min(wrong, 1)

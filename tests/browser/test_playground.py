@@ -4,21 +4,16 @@ The numbers need nothing but the page's script. The rest needs the page in the b
 skipped without it.
 """
 
+import contextlib
 import functools
-import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from http.server import ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
-import chromium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
-import test_book
 
 import pfcore
 from pfcore import objectives
@@ -26,7 +21,7 @@ from pfcore.flows import named_flow
 
 pytestmark = pytest.mark.browser
 
-SCRIPT = test_book.ROOT / "book" / "_static" / "playground.js"
+SCRIPT = pages.ROOT / "book" / "_static" / "playground.js"
 PAGE = "book/playground.html"
 FLOWS = ("ngf", "igr", "principal")
 NUM_STEPS = 8
@@ -64,46 +59,17 @@ MAX_STEPS = 10**6
 
 
 @pytest.fixture(scope="module")
-def drive() -> Iterator[Callable]:
-    """`drive(task)` is `task(browser)`, in a thread of its own.
-
-    Playwright's synchronous interface lives once in a thread, and in the main one it may be held
-    by the session's other browser tests.
-    """
-    path = chromium.find()
-    if path is None:
-        reason = "no Chromium: see tests/browser/test_book.py"
-        if os.environ.get("PFCORE_REQUIRE_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        playwright = thread.submit(lambda: sync_playwright().start()).result()
-        browser = thread.submit(
-            lambda: playwright.chromium.launch(
-                executable_path=path, args=["--disable-dev-shm-usage", "--disable-gpu"]
-            )
-        ).result()
-        yield lambda task: thread.submit(task, browser).result()
-        thread.submit(browser.close).result()
-        thread.submit(playwright.stop).result()
-
-
-@pytest.fixture(scope="module")
-def script(drive) -> Callable:
+def script(browser) -> Callable:
     """`script(expression, argument)`, evaluated beside the script alone, on an empty page."""
 
-    def evaluate(browser: Any, expression: str, argument: Any) -> Any:
+    def evaluate(expression: str, argument: Any = None) -> Any:
         page = browser.new_page()
         page.add_script_tag(content=SCRIPT.read_text(encoding="utf-8"))
         found = page.evaluate(expression, argument)
         page.close()
         return found
 
-    return lambda expression, argument=None: drive(
-        lambda browser: evaluate(browser, expression, argument)
-    )
+    return evaluate
 
 
 COMPUTE = """cases => cases.map(([name, start, h, n, branch]) => {
@@ -245,42 +211,26 @@ def test_does_nothing_on_other_pages(script):
 # ---- the page in the book
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The page's address, served to this machine alone."""
-    if not (test_book.HTML / PAGE).is_file():
-        pytest.skip(f"no {PAGE} in {test_book.HTML}; make html builds it")
-    handler = functools.partial(test_book._Quiet, directory=str(test_book.HTML))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/{PAGE}"
-    server.shutdown()
-    server.server_close()
+@pytest.fixture
+def opened(browser, address) -> Callable:
+    """`opened(view)` is the page, drawn, in a `with`; it must make no error and ask no one else."""
+    if not (pages.HTML / PAGE).is_file():
+        pytest.skip(f"no {PAGE} in {pages.HTML}; make html builds it")
+
+    @contextlib.contextmanager
+    def open_(view: str, **options: Any) -> Iterator[Any]:
+        settings = {**pages.VIEWS[view], **options}
+        with pages.opened(browser, address + PAGE, **settings) as (page, log):
+            page.wait_for_function(READY)
+            page.locator("#pg-map").scroll_into_view_if_needed()
+            yield page
+        assert log.errors == []
+        assert log.outside == []
+
+    return open_
 
 
-def _visit(browser: Any, url: str, actions: Callable, **view: Any) -> Any:
-    """What `actions(page)` returns; the page must make no error and ask no one else."""
-    errors: list[str] = []
-    page = browser.new_page(**view)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on(
-        "request",
-        lambda r: (
-            None
-            if urlsplit(r.url).scheme in ("data", "blob") or urlsplit(r.url).hostname == "127.0.0.1"
-            else errors.append(r.url)
-        ),
-    )
-    page.goto(url, wait_until="load")
-    page.wait_for_function("window.pfcorePlayground && pfcorePlayground.frames > 0")
-    page.locator("#pg-map").scroll_into_view_if_needed()
-    found = actions(page)
-    page.close()
-    assert errors == []
-    return found
-
-
+READY = "window.pfcorePlayground && pfcorePlayground.frames > 0"
 STATE = "() => pfcorePlayground.state"
 # Resolves once what was asked for before has been drawn.
 DRAWN = "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(null))))"
@@ -291,8 +241,8 @@ def _settle(page: Any) -> dict[str, Any]:
     return page.evaluate(STATE)
 
 
-def test_mouse_drags_the_start(drive, address):
-    def actions(page):
+def test_mouse_drags_the_start(opened):
+    with opened("desktop") as page:
         before = page.evaluate(STATE)
         numbers = page.inner_text(".pg-curves"), page.inner_text("#pg-words")
         box = page.locator("#pg-map").bounding_box()
@@ -317,11 +267,9 @@ def test_mouse_drags_the_start(drive, address):
         # The middle one: a loaded machine may hold up single frames.
         assert np.median(times) < 50, times
 
-    drive(lambda browser: _visit(browser, address, actions, **test_book.VIEWS["desktop"]))
 
-
-def test_keys_move_the_start(drive, address):
-    def actions(page):
+def test_keys_move_the_start(opened):
+    with opened("desktop") as page:
         page.focus("#pg-map")
         before = page.evaluate(STATE)
         page.keyboard.press("ArrowRight")
@@ -331,11 +279,9 @@ def test_keys_move_the_start(drive, address):
         up = _settle(page)
         assert up["y"] - before["y"] > 5 * (right["x"] - before["x"])
 
-    drive(lambda browser: _visit(browser, address, actions, **test_book.VIEWS["desktop"]))
 
-
-def test_controls(drive, address):
-    def actions(page):
+def test_controls(opened):
+    with opened("desktop") as page:
         before = page.evaluate(STATE)
         page.focus("#pg-rate")
         page.keyboard.press("ArrowRight")
@@ -360,28 +306,24 @@ def test_controls(drive, address):
         page.wait_for_function("location.hash.includes('principal')")
         page.wait_for_function("location.hash.includes('zoom=2')")
         page.reload(wait_until="load")
-        page.wait_for_function("window.pfcorePlayground && pfcorePlayground.frames > 0")
+        page.wait_for_function(READY)
         again = page.evaluate(STATE)
         for key in ("landscape", "h", "x", "y", "steps", "branch", "zoom", "hidden"):
             assert again[key] == state[key], key
         page.click("#pg-reset")
         assert _settle(page)["hidden"] == []
 
-    drive(lambda browser: _visit(browser, address, actions, **test_book.VIEWS["desktop"]))
 
-
-def test_every_example_can_be_chosen(drive, address):
-    def actions(page):
+def test_every_example_can_be_chosen(opened):
+    with opened("desktop") as page:
         for button in page.locator(".pg-presets button").all():
             button.click()
             _settle(page)
             assert button.get_attribute("aria-pressed") == "true"
 
-    drive(lambda browser: _visit(browser, address, actions, **test_book.VIEWS["desktop"]))
 
-
-def test_a_finger_drags_the_start_on_a_phone(drive, address):
-    def actions(page):
+def test_a_finger_drags_the_start_on_a_phone(opened):
+    with opened("phone", has_touch=True) as page:
         before = page.evaluate(STATE)
         scroll = page.evaluate("scrollY")
         box = page.locator("#pg-map").bounding_box()
@@ -403,14 +345,10 @@ def test_a_finger_drags_the_start_on_a_phone(drive, address):
         overflow = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
         assert overflow <= 1
 
-    view = {**test_book.VIEWS["phone"], "has_touch": True}
-    drive(lambda browser: _visit(browser, address, actions, **view))
 
-
-def test_colours_follow_the_theme(drive, address):
+def test_colours_follow_the_theme(opened):
     """The picture turns dark with the page, without a reload."""
-
-    def actions(page):
+    with opened("desktop") as page:
         brightness = {}
         for theme in ("light", "dark"):
             page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
@@ -423,5 +361,3 @@ def test_colours_follow_the_theme(drive, address):
               return sum / (pixels.length / 4);
             }""")
         assert brightness["dark"] < 100 < brightness["light"]
-
-    drive(lambda browser: _visit(browser, address, actions, **test_book.VIEWS["desktop"]))

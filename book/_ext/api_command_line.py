@@ -1,0 +1,82 @@
+"""The help of every `pfcore` command, and what a command prints, taken from the program.
+
+Nothing of it is typed into a page, so that it cannot fall behind.
+"""
+
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+
+def documented() -> dict[str, str]:
+    """What `typer ... utils docs` writes, in Markdown: under "pfcore", then under each command."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from pfcore.cli import app
+
+    program = typer.main.get_command(app)
+    context = program.make_context("pfcore", [], resilient_parsing=True)
+    text = get_docs_for_click(obj=program, ctx=context, name="pfcore")
+    _, *found = re.split(r"^#+ `(.+)`$", text, flags=re.MULTILINE)
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def printed(arguments: str) -> str:
+    """What `pfcore ARGUMENTS` prints.
+
+    Raises:
+      RuntimeError: the command failed.
+    """
+    from typer.testing import CliRunner
+
+    from pfcore.cli import app
+
+    result = CliRunner().invoke(app, arguments.split())
+    if result.exit_code:
+        raise RuntimeError(f"pfcore {arguments} failed: {result.output}")
+    return result.output
+
+
+class CommandLine(SphinxDirective):
+    """The whole command line, a section for each command."""
+
+    def run(self) -> list[nodes.Node]:
+        (_, whole), *commands = documented().items()
+        return _parsed(self, whole) + [self._section(*command) for command in commands]
+
+    def _section(self, name: str, text: str) -> nodes.section:
+        section = nodes.section("", nodes.title("", "", nodes.literal("", name)))
+        section["ids"] = [nodes.make_id(name)]
+        section["names"] = [nodes.fully_normalize_name(name)]
+        self.state.document.note_implicit_target(section, section)
+        section += _parsed(self, text)
+        return section
+
+
+class CommandOutput(SphinxDirective):
+    """What `pfcore ARGUMENTS` prints, after the command itself."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        output = printed(self.arguments[0])
+        return _parsed(self, f"```console\n$ pfcore {self.arguments[0]}\n{output}```")
+
+
+def _parsed(directive: SphinxDirective, markdown: str) -> list[nodes.Node]:
+    """Nodes of Markdown text, as if it stood on the page."""
+    holder = nodes.Element()
+    lines = StringList(markdown.splitlines(), source=directive.env.docname)
+    directive.state.nested_parse(lines, directive.content_offset, holder)
+    return holder.children
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.add_directive("command-line", CommandLine)
+    app.add_directive("command-output", CommandOutput)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

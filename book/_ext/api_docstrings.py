@@ -1,0 +1,312 @@
+r"""API pages from pfcore's docstrings: Google's layout, with Markdown's `$...$` and backticks.
+
+Rewrites these as Sphinx reads them, links a name in backticks to its entry where it has one, leaves
+out what says nothing (the numbered aliases of a NamedTuple's fields), and links each entry to its
+lines in the repository, at the tag of the version that is documented.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.domains.python import PyObject
+from sphinx.ext.autodoc.preserve_defaults import update_defvalue
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import stringify_signature
+
+REPOSITORY = "https://github.com/principal-flow/pfcore"
+MARKUP = re.compile(
+    r"\$\$(?P<display>.+?)\$\$"
+    r"|(?P<kept>``.+?``|:[\w:]+:`[^`]+`)"
+    r"|\$(?P<math>[^$]+)\$"
+    r"|`(?P<code>[^`]+)`",
+    re.DOTALL,
+)
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+# Stands for a colon that Napoleon would take for the end of a type.
+COLON = "\ue000"
+
+# ---- docstrings
+
+
+def _pieces(lines: list[str]) -> Iterator[tuple[bool, str]]:
+    """A docstring cut into examples (true) and the text between them."""
+    piece: list[str] = []
+    inside = False
+    for line in lines:
+        starts = line.lstrip().startswith(">>>")
+        if piece and starts != inside and (starts or not line.strip()):
+            yield inside, "\n".join(piece)
+            piece = []
+        inside = starts or (inside and bool(line.strip()))
+        piece.append(line)
+    yield inside, "\n".join(piece)
+
+
+def rewritten(lines: list[str], entry: str, literal: frozenset[str]) -> list[str]:
+    """A docstring's lines in reStructuredText.
+
+    Args:
+      lines: of a docstring after Napoleon.
+      entry: the full name that is documented, from which names in backticks are looked up.
+      literal: names in backticks that mean arguments of this entry, and link nowhere.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match["kept"]:
+            return match[0]
+        if match["display"]:
+            line = match.string[: match.start()].rpartition("\n")[2]
+            margin = " " * (len(line) - len(line.lstrip()))
+            latex = " ".join(match["display"].split())
+            return f"\n\n{margin}.. math::\n\n{margin}   {latex}\n\n{margin}"
+        if match["math"]:
+            inline = f":math:`{' '.join(match['math'].split())}`"
+        else:
+            code = " ".join(match["code"].split())
+            link = DOTTED.fullmatch(code) and code not in literal
+            inline = f":api:`{code} <{entry}>`" if link else f"``{code}``"
+        # reStructuredText wants space around a role; an escaped one is not shown.
+        before = match.string[match.start() - 1 : match.start()].strip() and "\\ "
+        after = match.string[match.end() : match.end() + 1].strip() and "\\ "
+        return f"{before}{inline}{after}"
+
+    text = [piece if code else MARKUP.sub(replace, piece) for code, piece in _pieces(lines)]
+    return "\n".join(text).split("\n")
+
+
+def _before_napoleon(
+    app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Returns have no types here: what stands before a colon is the beginning of a sentence."""
+    for number, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            lines[number + 1] = lines[number + 1].replace(":", COLON)
+
+
+def _after_napoleon(
+    app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    restored = [line.replace(COLON, ":") for line in lines]
+    lines[:] = rewritten(restored, name, _arguments(obj))
+
+
+def _arguments(obj: object) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(obj).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return frozenset()
+
+
+def _skip(app: Any, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """True for a NamedTuple's fields, whose own docstrings are "Alias for field number 0"."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def _call_of(
+    app: Any, what: str, name: str, obj: Any, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """How a class is called, where Sphinx shows too much or too little of it.
+
+    A dataclass's default that is a dataclass too is `Name(...)`. A Flax module, whose metaclass
+    takes any arguments, is called as its `__init__` is.
+    """
+    if what != "class":
+        return None
+    if dataclasses.is_dataclass(obj):
+        return f"({', '.join(map(_field, dataclasses.fields(obj)))})", returns
+    if signature == "(*args, **kwargs)":
+        update_defvalue(app, obj.__init__, bound_method=True)
+        arguments = inspect.signature(obj.__init__).parameters.values()
+        kept = [argument for argument in arguments if argument.name != "self"]
+        return stringify_signature(inspect.Signature(kept), show_annotation=False), returns
+    return None
+
+
+def _field(field: dataclasses.Field[Any]) -> str:
+    if dataclasses.is_dataclass(field.default):
+        return f"{field.name}={type(field.default).__name__}(...)"
+    if field.default is not dataclasses.MISSING:
+        return f"{field.name}={field.default!r}"
+    return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}=..."
+
+
+# Sphinx writes arguments on lines of their own as a list of definitions without terms, which
+# readers who listen to the page are warned of.
+ARGUMENTS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
+
+
+def _plain_arguments(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    def plain(match: re.Match[str]) -> str:
+        lines = match[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
+        return f'{match[1]}<div class="sig-arguments">{lines}</div>'
+
+    if "body" in context:
+        context["body"] = ARGUMENTS.sub(plain, context["body"])
+
+
+# ---- names in backticks
+
+
+class api_name(nodes.Inline, nodes.TextElement):
+    """A name that may have an API entry; `entry` is the one in whose docstring it stands."""
+
+
+def _api_role(
+    name: str,
+    rawtext: str,
+    text: str,
+    lineno: int,
+    inliner: Any,
+    options: Any = None,
+    content: Any = (),
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    shown, _, entry = text.partition(" <")
+    return [api_name(rawtext, shown, entry=entry.rstrip(">"))], []
+
+
+class Links(SphinxPostTransform):
+    """Make a link of a name that has an entry, and plain code of any other."""
+
+    default_priority = 5  # before references are resolved
+
+    def run(self, **kwargs: Any) -> None:
+        for node in list(self.document.findall(api_name)):
+            shown = node.astext()
+            target = self._target(shown, node["entry"])
+            if target is None:
+                node.replace_self(nodes.literal("", shown))
+            else:
+                node.replace_self(_to_entry(target, shown, self.env.docname))
+
+    def _target(self, shown: str, entry: str) -> str | None:
+        """The full name of the entry that is meant: near by, by its full name, or by its class."""
+        known = self.env.get_domain("py").objects
+        scopes = entry.split(".")
+        near = [".".join([*scopes[:n], shown]) for n in range(len(scopes), 0, -1)]
+        found = [name for name in [*near, shown] if name in known]
+        if not found and shown[0].isupper():
+            found = [name for name in known if name.rpartition(".")[2] == shown]
+            found = found if len(found) == 1 else []
+        return found[0] if found and found[0] != entry else None
+
+
+# ---- an overview
+
+
+class api_overview(nodes.General, nodes.Element):
+    """Stands where the entries of `pages` are listed, once all pages are read."""
+
+
+class Overview(SphinxDirective):
+    """`.. api-overview::` with the names of pages beside this one, a line each."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        folder = self.env.docname.rpartition("/")[0]
+        return [api_overview("", pages=[f"{folder}/{page}" for page in self.content if page])]
+
+
+class Overviews(SphinxPostTransform):
+    """List the entries of each page under a link to it."""
+
+    default_priority = 5
+
+    def run(self, **kwargs: Any) -> None:
+        for node in list(self.document.findall(api_overview)):
+            listed = nodes.definition_list("", classes=["api-overview"])
+            for page in node["pages"]:
+                title = nodes.inline("", self.env.titles[page].astext())
+                item = nodes.definition_list_item("", nodes.term("", "", _to_page(page, title)))
+                item += nodes.definition("", nodes.paragraph("", "", *self._entries(page)))
+                listed += item
+            node.replace_self(listed)
+
+    def _entries(self, page: str) -> Iterator[nodes.Node]:
+        shown = ("function", "class", "data", "exception")
+        for name, entry in self.env.get_domain("py").objects.items():
+            if entry.docname == page and entry.objtype in shown and not entry.aliased:
+                yield _to_entry(name, name.rpartition(".")[2], self.env.docname)
+                yield nodes.Text(" ")
+
+
+def _to_page(page: str, shown: nodes.Node) -> addnodes.pending_xref:
+    return addnodes.pending_xref(
+        "", shown, refdomain="std", reftype="doc", reftarget=f"/{page}", refexplicit=True
+    )
+
+
+def _to_entry(name: str, shown: str, docname: str) -> addnodes.pending_xref:
+    return addnodes.pending_xref(
+        "",
+        nodes.literal("", shown),
+        refdomain="py",
+        reftype="obj",
+        reftarget=name,
+        refexplicit=True,
+        refdoc=docname,
+    )
+
+
+# ---- links to the source
+
+
+def source_of(domain: str, info: dict[str, str]) -> str | None:
+    """The address of the lines that define an entry; None where they cannot be told."""
+    import pfcore
+
+    if domain != "py" or not info["module"]:
+        return None
+    obj: Any = importlib.import_module(info["module"])
+    try:
+        for part in info["fullname"].split("."):
+            obj = getattr(obj, part)
+        obj = inspect.unwrap(obj)
+        lines, first = inspect.getsourcelines(obj)
+        file = Path(inspect.getsourcefile(obj) or "").resolve()
+    except (AttributeError, TypeError, OSError):
+        return None
+    root = Path(pfcore.__file__).resolve().parent.parent
+    if not file.is_relative_to(root):
+        return None
+    path = file.relative_to(root).as_posix()
+    where = f"L{first}-L{first + len(lines) - 1}"
+    return f"{REPOSITORY}/blob/v{pfcore.__version__}/{path}#{where}"
+
+
+def _call_attributes_fields() -> None:
+    """Head a NamedTuple's attributes "Fields", which Sphinx calls "Variables"."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Fields"
+
+
+def _link_sources(app: Any, config: Any) -> None:
+    config.linkcode_resolve = source_of
+
+
+def setup(app: Any) -> dict[str, Any]:
+    _call_attributes_fields()
+    app.connect("config-inited", _link_sources)
+    app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
+    app.connect("autodoc-process-signature", _call_of)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("html-page-context", _plain_arguments)
+    app.add_node(api_name)
+    app.add_role("api", _api_role)
+    app.add_post_transform(Links)
+    app.add_node(api_overview)
+    app.add_directive("api-overview", Overview)
+    app.add_post_transform(Overviews)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,126 @@
+"""Figures drawn again from their data alone, in processes of their own, once for each picture."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import pfcore
+
+# What is written for a figure NAME, by what is added to NAME.
+WRITTEN = (".csv", ".svg", ".pdf", "-dark.png")
+_DONE = "drawn.json"
+
+
+class Drawn(NamedTuple):
+    """A figure drawn again.
+
+    Attributes:
+      folder: holds `figure` + each of `WRITTEN`.
+      difference: share of the pixels in which it differs from the stored picture.
+    """
+
+    folder: Path
+    difference: float
+
+
+def drawing_version() -> str:
+    """Changes when the code that draws, or Matplotlib, does."""
+    digest = hashlib.sha256(version("matplotlib").encode())
+    package = Path(pfcore.__file__).parent / "figures"
+    for path in [*sorted(package.rglob("*.py")), Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def draw(picture: Path, folder: Path) -> None:
+    """Write everything that is drawn from the data that a picture carries.
+
+    Args:
+      picture: PNG with the data in it.
+      folder: where to write; made if need be. It is complete once it holds `drawn.json`.
+
+    Raises:
+      ValueError: the picture carries no data, or what it carries cannot be drawn.
+    """
+    from matplotlib import pyplot
+
+    from pfcore import figures
+
+    csv = figures.contents(picture).csv
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "figure.csv").write_text(csv, encoding="utf-8", newline="")
+    # From the file, as a reader would.
+    light = figures.redraw(partial / "figure.csv")
+    different = figures.difference(picture, light)
+    for suffix in (".svg", ".pdf"):
+        figures.save(light, partial / f"figure{suffix}")
+    (partial / "figure-dark.png").write_bytes(figures.picture(csv, theme="dark"))
+    pyplot.close("all")
+    (partial / _DONE).write_text(json.dumps({"difference": different}), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+class Drawings:
+    """The drawings of one build: begun as their figures are found, kept from build to build.
+
+    Args:
+      folder: where they are kept.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._version = drawing_version()
+        self._pool: ProcessPoolExecutor | None = None
+        self._begun: dict[Path, Future | None] = {}
+
+    def _place(self, picture: Path) -> Path:
+        key = hashlib.sha256(self._version.encode() + picture.read_bytes()).hexdigest()[:20]
+        return self._folder / key
+
+    def begin(self, picture: Path) -> None:
+        """Draw a picture's figure, unless it is drawn or being drawn."""
+        place = self._place(picture)
+        if place in self._begun:
+            return
+        if (place / _DONE).is_file():
+            self._begun[place] = None
+            return
+        if self._pool is None:
+            # A forked process has all modules already, which take longer to load than one figure
+            # to draw; elsewhere than on Linux forking is not safe.
+            method = "fork" if sys.platform == "linux" else "spawn"
+            workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+            self._pool = ProcessPoolExecutor(workers, mp_context=get_context(method))
+        self._begun[place] = self._pool.submit(draw, picture, place)
+
+    def result(self, picture: Path) -> Drawn:
+        """The finished drawing; waits for it.
+
+        Raises:
+          Exception: what drawing raised.
+        """
+        place = self._place(picture)
+        self.begin(picture)
+        future = self._begun[place]
+        if future is not None:
+            future.result()
+        stored = json.loads((place / _DONE).read_text(encoding="utf-8"))
+        return Drawn(place, stored["difference"])
+
+    def close(self) -> None:
+        """End the processes; forget drawings that this build had no use for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        for place in self._folder.glob("*"):
+            if place not in self._begun:
+                shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,422 @@
+"""Under every figure: its code, data, SVG, PDF, provenance and citation; and the figure in dark.
+
+The picture of a figure carries the figure's data (`pfcore.figures`). While pages are built, each
+named figure is drawn again from that data alone: what comes out must look like the stored picture,
+and is published with the data in `figures/`, under names that do not change when the figure moves
+to another page. A figure without data, or one that its data do not give back, is a warning, and
+warnings are fatal here.
+
+Only pages of their own get all this: the single page that becomes the PDF stays as it is.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from html import escape
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from figure_drawing import WRITTEN, Drawings, drawing_version
+from figure_texts import (
+    Book,
+    Figure,
+    bibtex_entry,
+    bibtex_file,
+    card_line,
+    files_line,
+    provenance_json,
+    redirect_page,
+)
+from PIL import Image
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.osutil import relative_uri
+
+from pfcore import figures
+
+logger = logging.getLogger(__name__)
+
+BUILDERS = ("html", "dirhtml")
+FOLDER = "figures"
+PAPER = "rosca2023continuous"
+# A drawing may differ from the stored picture in this share of its pixels: the rounding of a few
+# edges, from one version of the font renderer to another.
+MAX_DIFFERENCE = 0.002
+
+
+# ---- nodes that only pages have
+
+
+class picture(nodes.image):
+    """A figure's picture, in light and in dark; still an image, so that Sphinx copies its file."""
+
+
+class page_html(nodes.General, nodes.Element):
+    """HTML for pages, not for the search index."""
+
+
+class all_figures(nodes.General, nodes.Element):
+    """Where the gallery goes once all pages are read."""
+
+
+def _visit_picture(self: Any, node: picture) -> None:
+    light = f"{self.builder.imgpath}/{self.builder.images[node['uri']]}"
+    width, height = node["size"]
+    common = f'alt="{escape(node["alt"])}" width="{width}" height="{height}" loading="lazy"'
+    # In an element of their own: the theme hides a caption beside a picture that it hides.
+    self.body.append(
+        f'<div class="figure-picture"><img class="only-light" src="{light}" {common} />'
+        f'<img class="only-dark" src="{node["dark"]}" {common} /></div>\n'
+    )
+    raise nodes.SkipNode
+
+
+def _visit_html(self: Any, node: page_html) -> None:
+    self.body.append(node["html"])
+
+
+def _leave(self: Any, node: nodes.Element) -> None:
+    pass
+
+
+class AllFigures(SphinxDirective):
+    """`{all-figures}`: a gallery of every named figure of the book."""
+
+    def run(self) -> list[nodes.Node]:
+        return [all_figures()]
+
+
+# ---- what there is
+
+
+def _found(env: Any) -> dict[str, list[Figure]]:
+    """Figures by page, kept with the environment from build to build."""
+    if not hasattr(env, "figure_files"):
+        env.figure_files = {}
+    return env.figure_files
+
+
+def _in_order(env: Any) -> Iterator[Figure]:
+    """All figures as a reader meets them."""
+    pages = [env.config.root_doc]
+    for page in pages:
+        pages.extend(p for p in env.toctree_includes.get(page, []) if p not in pages)
+        yield from _found(env).get(page, [])
+
+
+def _named_pictures(doctree: nodes.document) -> Iterator[tuple[nodes.figure, nodes.image]]:
+    for figure in doctree.findall(nodes.figure):
+        image = next(iter(figure.findall(nodes.image)), None)
+        if figure["ids"] and image is not None:
+            yield figure, image
+
+
+def _text(node: nodes.Node) -> str:
+    """A caption in words, mathematics between dollars."""
+    if isinstance(node, nodes.math):
+        return f"${node.astext()}$"
+    if isinstance(node, nodes.Text):
+        return node.astext()
+    return "".join(_text(child) for child in node.children)
+
+
+def _caption(figure: nodes.figure) -> nodes.Element:
+    return next(iter(figure.findall(nodes.caption)), nodes.caption())
+
+
+def _cell(figure: nodes.figure) -> nodes.Element | None:
+    """The code cell that a figure came out of."""
+    node = figure.parent
+    while node is not None and node.get("nb_element") != "cell_code":
+        node = node.parent
+    return node
+
+
+def _cell_code(env: Any, page: str, index: int) -> str:
+    notebook = json.loads(Path(env.doc2path(page)).read_text(encoding="utf-8"))
+    return "".join(notebook["cells"][index]["source"])
+
+
+def _script(app: Any, name: str) -> tuple[str, str] | None:
+    """Path and text of the script that draws a figure of a page without cells.
+
+    The sources may be a copy of the book in a folder of the repository, without its tools.
+    """
+    path = app.config.figure_scripts.get(name)
+    if path is None:
+        return None
+    source = Path(app.srcdir).resolve()
+    for folder in (source, *source.parents):
+        if (folder / path).is_file():
+            return path, (folder / path).read_text(encoding="utf-8")
+    return None
+
+
+def _read_figure(
+    app: Any, docname: str, title: str, node: nodes.figure, image: nodes.image
+) -> Figure | None:
+    """Everything about one figure, or a warning and None."""
+    name = node["ids"][0]
+    path = Path(app.srcdir, image["candidates"].get("*", image["uri"]))
+    cell = _cell(node)
+    if cell is not None:
+        notebook = str(app.env.doc2path(docname, base=False))
+        drawn_by = notebook, _cell_code(app.env, docname, cell["cell_index"])
+    else:
+        drawn_by = _script(app, name)
+    if drawn_by is None:
+        logger.warning(
+            "figure %s: figure_scripts in _config.yml must name the script that draws it",
+            name,
+            location=node,
+            type="figure_files",
+        )
+        return None
+    try:
+        carried = figures.contents(path)
+    except ValueError as error:
+        logger.warning("figure %s: %s", name, error, location=node, type="figure_files")
+        return None
+    with Image.open(path) as opened:
+        size = opened.size
+    return Figure(
+        name=name,
+        page=docname,
+        page_title=title,
+        source=drawn_by[0],
+        caption=" ".join(_text(_caption(node)).split()),
+        alt=image.get("alt", ""),
+        image=str(image["candidates"].get("*", image["uri"])),
+        size=size,
+        code=drawn_by[1],
+        csv_sha256=hashlib.sha256(carried.csv.encode()).hexdigest(),
+        provenance=carried.provenance,
+    )
+
+
+# ---- building
+
+
+def _wanted(app: Any) -> bool:
+    return app.builder.name in BUILDERS
+
+
+def _start(app: Any) -> None:
+    if _wanted(app):
+        app.figure_drawings = Drawings(Path(app.doctreedir) / "figure_files")
+
+
+def _outdated(app: Any, env: Any, added: set, changed: set, removed: set) -> list[str]:
+    """Pages whose figures would be drawn differently now."""
+    current = drawing_version()
+    before, env.figure_files_version = getattr(env, "figure_files_version", current), current
+    return [] if before == current else [page for page, found in _found(env).items() if found]
+
+
+def _forget(app: Any, env: Any, docname: str) -> None:
+    _found(env).pop(docname, None)
+
+
+def _read_page(app: Any, doctree: nodes.document) -> None:
+    """Note the figures of a page that was read, and begin to draw them."""
+    docname = app.env.docname
+    heading = next(iter(doctree.findall(nodes.title)), None)
+    title = docname if heading is None else heading.astext()
+    read = []
+    for node, image in _named_pictures(doctree):
+        figure = _read_figure(app, docname, title, node, image)
+        if figure is None:
+            continue
+        read.append(figure)
+        cell = _cell(node)
+        for source in () if cell is None else cell.children:
+            if source.get("nb_element") == "cell_code_source":
+                source["ids"].append(f"code-{figure.name}")
+        if _wanted(app):
+            app.figure_drawings.begin(Path(app.srcdir, figure.image))
+    _found(app.env)[docname] = read
+    known = getattr(app.env, "figure_galleries", set()) - {docname}
+    app.env.figure_galleries = known | ({docname} if any(doctree.findall(all_figures)) else set())
+
+
+def _galleries(app: Any, env: Any) -> list[str]:
+    """Pages to write anew whatever changed: those that show all figures."""
+    pages = list(getattr(env, "figure_galleries", ()))
+    for page in pages:
+        # Their formulas come with the captions, after Sphinx has looked for any.
+        env.get_domain("math").data["has_equations"][page] = True
+    return pages
+
+
+def _book(app: Any) -> Book:
+    config = app.config
+    bibliography = "".join(
+        Path(app.srcdir, name).read_text(encoding="utf-8") for name in config.bibtex_bibfiles
+    )
+    package = metadata.metadata("pfcore")
+    return Book(
+        title=config.html_title,
+        author=f"{{{config.author}}}",
+        year=config.copyright,
+        version=package["Version"],
+        licence=package["License-Expression"],
+        address=config.html_baseurl.rstrip("/") + "/",
+        repository=config.html_theme_options["repository_url"].rstrip("/"),
+        paper=bibtex_entry(bibliography, PAPER),
+    )
+
+
+def _picture(figure: Figure, files: str) -> picture:
+    return picture(
+        uri=figure.image,
+        candidates={"*": figure.image},
+        alt=figure.alt,
+        size=figure.size,
+        dark=f"{files}/{figure.name}-dark.png",
+    )
+
+
+def _resolve_page(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Give the page's figures their dark pictures and their lines; put galleries in place."""
+    known = {figure.name: figure for figure in _found(app.env).get(docname, [])}
+    if _wanted(app):
+        files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
+        book = _book(app)
+        for node, image in list(_named_pictures(doctree)):
+            figure = known.get(node["ids"][0])
+            if figure is not None:
+                image.replace_self(_picture(figure, files))
+                at = node.parent.index(node) + 1
+                node.parent.insert(at, page_html(html=files_line(figure, book, files)))
+    for place in list(doctree.findall(all_figures)):
+        place.replace_self(_gallery(app, docname))
+
+
+def _publish(app: Any) -> Iterator[Any]:
+    """Write the files of every figure; called when all pages are written."""
+    if not _wanted(app):
+        return
+    book = _book(app)
+    folder = Path(app.outdir, FOLDER)
+    folder.mkdir(exist_ok=True)
+    published = set()
+    for figure in _in_order(app.env):
+        location = figure.page
+        if figure.name in published:
+            logger.warning("two figures are named %s", figure.name, location=location)
+            continue
+        published.add(figure.name)
+        try:
+            drawn = app.figure_drawings.result(Path(app.srcdir, figure.image))
+        except Exception as error:  # whatever a drawing raised belongs to this figure
+            logger.warning(
+                "figure %s cannot be drawn from its data: %r", figure.name, error, location=location
+            )
+            continue
+        if drawn.difference > MAX_DIFFERENCE:
+            logger.warning(
+                "figure %s drawn from its data differs from the stored picture in %.2f %% of the "
+                "pixels; run its page again, or see what pfcore.figures does not keep",
+                figure.name,
+                100 * drawn.difference,
+                location=location,
+            )
+        for suffix in WRITTEN:
+            shutil.copyfile(drawn.folder / f"figure{suffix}", folder / f"{figure.name}{suffix}")
+        for suffix, text in (
+            (".json", provenance_json(figure, book)),
+            (".bib", bibtex_file(figure, book)),
+            (".html", redirect_page(figure, book)),
+        ):
+            (folder / f"{figure.name}{suffix}").write_text(text, encoding="utf-8")
+    yield from ()
+
+
+def _end(app: Any, error: Exception | None) -> None:
+    if _wanted(app) and hasattr(app, "figure_drawings"):
+        app.figure_drawings.close()
+
+
+# ---- the gallery
+
+
+def _with_math(text: str) -> list[nodes.Node]:
+    """Words with `$…$` as nodes."""
+    pieces = text.split("$")
+    return [
+        nodes.math(piece, piece) if number % 2 else nodes.Text(piece)
+        for number, piece in enumerate(pieces)
+        if piece
+    ]
+
+
+def _label(app: Any, figure: Figure) -> str:
+    """The figure's number in this build, as its caption shows it."""
+    number = app.env.toc_fignumbers.get(figure.page, {}).get("figure", {}).get(figure.name, ())
+    return app.config.numfig_format["figure"] % ".".join(map(str, number))
+
+
+def _list_item(app: Any, figure: Figure, there: str) -> nodes.paragraph:
+    """A line for a document without pages."""
+    link = nodes.reference("", _label(app, figure), internal=True, refuri=there)
+    return nodes.paragraph("", "", link, nodes.Text(" "), *_with_math(figure.title))
+
+
+def _card(app: Any, figure: Figure, there: str, files: str) -> list[nodes.Node]:
+    caption = nodes.paragraph(classes=["gallery-caption"])
+    caption += nodes.reference("", _label(app, figure), internal=True, refuri=there)
+    caption += [nodes.Text(" "), *_with_math(figure.title)]
+    # The words beside it are the same link, for the keyboard and for those who listen.
+    opening = f'<div class="gallery-card"><a href="{there}" tabindex="-1" aria-hidden="true">'
+    return [
+        page_html(html=opening),
+        _picture(figure, files),
+        page_html(html="</a>"),
+        caption,
+        page_html(html=card_line(figure, there.partition("#")[0], files) + "</div>\n"),
+    ]
+
+
+def _gallery(app: Any, docname: str) -> list[nodes.Node]:
+    """Cards under the name of each page; in one long document, lines."""
+    files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
+    made: list[nodes.Node] = []
+    for page, found in groupby(_in_order(app.env), lambda figure: figure.page):
+        address = app.builder.get_relative_uri(docname, page)
+        group = list(found)
+        if not _wanted(app):
+            made += [_list_item(app, f, f"{address}#{f.name}") for f in group]
+            continue
+        title = escape(group[0].page_title)
+        made.append(
+            page_html(
+                html=f'<h2 class="gallery-page"><a href="{address}">{title}</a></h2>\n'
+                '<div class="gallery">\n'
+            )
+        )
+        for figure in group:
+            made += _card(app, figure, f"{address}#{figure.name}", files)
+        made.append(page_html(html="</div>\n"))
+    return made
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.add_config_value("figure_scripts", {}, "env", dict)
+    app.add_directive("all-figures", AllFigures)
+    app.add_node(picture, html=(_visit_picture, _leave))
+    app.add_node(page_html, html=(_visit_html, _leave))
+    app.add_node(all_figures)
+    app.connect("builder-inited", _start)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("env-purge-doc", _forget)
+    app.connect("doctree-read", _read_page)
+    app.connect("env-updated", _galleries)
+    # After what the pages are made of has been chosen, before anything is written.
+    app.connect("doctree-resolved", _resolve_page)
+    app.connect("html-collect-pages", _publish)
+    app.connect("build-finished", _end)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

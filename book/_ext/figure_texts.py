@@ -1,0 +1,373 @@
+"""What is written about a figure: its citation, its provenance, its box on the page.
+
+Pure functions of a `Figure` and a `Book`; nothing here knows of Sphinx or draws anything.
+"""
+
+import hashlib
+import json
+import re
+from html import escape
+from typing import Any, NamedTuple
+
+
+class Book(NamedTuple):
+    """What is the same for every figure of one build.
+
+    Attributes:
+      title: the book's.
+      author: as for BibTeX, in braces where it must stay as it is.
+      year: of this version.
+      version: pfcore's.
+      licence: SPDX expression.
+      address: where the book is read, ending in "/".
+      repository: where its sources are, without "/" at the end.
+      paper: BibTeX of the paper that the book accompanies.
+    """
+
+    title: str
+    author: str
+    year: str
+    version: str
+    licence: str
+    address: str
+    repository: str
+    paper: str
+
+    @property
+    def tag(self) -> str:
+        """The git tag of this version."""
+        return f"v{self.version}"
+
+
+class Figure(NamedTuple):
+    """One figure of one page.
+
+    Attributes:
+      name: its anchor on the page, and the stem of its files.
+      page: docname of the page, such as "book/stability".
+      page_title: in words.
+      source: path of what draws it, from the root of the repository: a notebook or a script.
+      caption: in words, mathematics between dollars.
+      alt: the picture described.
+      image: the picture's path, from the root of the sources.
+      size: width and height of the picture in pixels.
+      code: the source text of the cell or script that draws it.
+      csv_sha256: of the figure's data.
+      provenance: what the picture itself says about where it comes from.
+    """
+
+    name: str
+    page: str
+    page_title: str
+    source: str
+    caption: str
+    alt: str
+    image: str
+    size: tuple[int, int]
+    code: str
+    csv_sha256: str
+    provenance: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The first sentence of the caption, without its full stop."""
+        return first_sentence(self.caption).rstrip(".:;")
+
+    @property
+    def code_sha256(self) -> str:
+        return hashlib.sha256(self.code.encode()).hexdigest()
+
+    @property
+    def in_notebook(self) -> bool:
+        """Whether a cell of the page draws it, and not a script beside it."""
+        return self.source.endswith(".ipynb")
+
+
+# Where a sentence ends: a stop, a space, and a capital, digit or formula that begins the next one.
+SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z0-9“$\\])")
+_MATH = re.compile(r"\$[^$]*\$")
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop, dots inside `$…$` not counted.
+
+    Example:
+      >>> first_sentence("At $h = 0.5$ all agree. Elsewhere, none do.")
+      'At $h = 0.5$ all agree.'
+    """
+    masked = _MATH.sub(lambda found: "$" + "x" * (len(found[0]) - 2) + "$", text)
+    end = SENTENCE_END.search(masked)
+    return text[: end.end()] if end else text
+
+
+# ---- addresses
+
+
+def stable_address(figure: Figure, book: Book) -> str:
+    """Where the figure is found also when it moves to another page."""
+    return f"{book.address}figures/{figure.name}.html"
+
+
+def code_address(figure: Figure, book: Book) -> str:
+    """The source that draws the figure, as it was in this version."""
+    return f"{book.repository}/blob/{book.tag}/{figure.source}"
+
+
+def redirect_page(figure: Figure, book: Book) -> str:
+    """A page beside the figure's files that leads to the figure, from a disk as from a server."""
+    there = f"../{figure.page}.html#{figure.name}"
+    title = escape(f"{figure.title} — {book.title}")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n"
+        f'<link rel="canonical" href="{escape(book.address + figure.page)}.html">\n'
+        f'<meta http-equiv="refresh" content="0; url={escape(there)}">\n'
+        "</head>\n<body>\n"
+        f'<p>This figure is on the page <a href="{escape(there)}">{escape(figure.page_title)}</a>.'
+        "</p>\n</body>\n</html>\n"
+    )
+
+
+# ---- citing
+
+
+def _bibtex_text(text: str) -> str:
+    """Plain text with `$…$` as BibTeX and LaTeX take it."""
+    special = {c: "\\" + c for c in "&%#_{}"} | {
+        "~": "\\textasciitilde{}",
+        "\\": "\\textbackslash{}",
+    }
+    pieces = re.split(r"(\$[^$]*\$)", text)
+    return "".join(
+        piece if piece.startswith("$") else "".join(special.get(c, c) for c in piece)
+        for piece in pieces
+    )
+
+
+def figure_bibtex(figure: Figure, book: Book) -> str:
+    """The entry that cites one figure, at its stable address."""
+    fields = {
+        "author": book.author,
+        "title": "{" + _bibtex_text(figure.title) + "}",
+        "howpublished": (
+            rf"Figure \texttt{{{figure.name}}} of \emph{{{_bibtex_text(book.title)}}}, "
+            f"chapter ``{_bibtex_text(figure.page_title)}''"
+        ),
+        "version": book.version,
+        "year": book.year,
+        "url": stable_address(figure, book),
+    }
+    width = max(map(len, fields))
+    lines = [f"  {key:<{width}} = {{{value}}}," for key, value in fields.items()]
+    return "\n".join([f"@misc{{pfcore-{figure.name},", *lines, "}"]) + "\n"
+
+
+def bibtex_entry(bibliography: str, key: str) -> str:
+    """One entry of a BibTeX file, as it stands there.
+
+    Raises:
+      ValueError: there is none with this key, or its braces are not closed.
+    """
+    found = re.search(rf"^@\w+\{{{re.escape(key)},", bibliography, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no entry {key!r} in the bibliography")
+    depth = 0
+    for position in range(found.start(), len(bibliography)):
+        depth += {"{": 1, "}": -1}.get(bibliography[position], 0)
+        if bibliography[position] == "}" and depth == 0:
+            return bibliography[found.start() : position + 1] + "\n"
+    raise ValueError(f"the braces of entry {key!r} are not closed")
+
+
+def bibtex_file(figure: Figure, book: Book) -> str:
+    """The figure's entry and the paper's."""
+    return f"{figure_bibtex(figure, book)}\n{book.paper}"
+
+
+# ---- provenance
+
+
+def provenance(figure: Figure, book: Book) -> dict[str, Any]:
+    """Where a figure comes from: what the book knows, then what the picture carries."""
+    return {
+        "figure": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "address": stable_address(figure, book),
+        "page": figure.page_title,
+        "page_address": f"{book.address}{figure.page}.html#{figure.name}",
+        "source": figure.source,
+        "source_address": code_address(figure, book),
+        "code": figure.code,
+        "code_sha256": figure.code_sha256,
+        "data": {"file": f"{figure.name}.csv", "sha256": figure.csv_sha256},
+        "pfcore": book.version,
+        "licence": book.licence,
+        **figure.provenance,
+    }
+
+
+def provenance_json(figure: Figure, book: Book) -> str:
+    return json.dumps(provenance(figure, book), indent=1, ensure_ascii=False) + "\n"
+
+
+# Keys of the provenance, in the words of the box; what is not here is shown with its own name.
+_WORDS = {
+    "config": "configuration",
+    "jax_enable_x64": "double precision",
+    "python": "Python",
+    "sha256": "SHA-256",
+    "wall_time_s": "computed in",
+}
+# Up to so many records and data sets are shown unfolded.
+_UNFOLDED = 3
+
+
+def _word(key: str) -> str:
+    return escape(_WORDS.get(key, key.replace("_", " ")))
+
+
+def _commit(commit: str) -> str:
+    """A commit in short; "+" behind it means that files had been changed since."""
+    changed = ", with changes" if commit.endswith("+") else ""
+    return f"<code>{escape(commit[:12].rstrip('+'))}</code>{changed}"
+
+
+def _inline(value: Any, key: str = "") -> str:
+    """A value of the provenance in a line of HTML."""
+    if isinstance(value, dict):
+        pairs = (f"<i>{_word(k)}</i>\N{NO-BREAK SPACE}{_inline(v, k)}" for k, v in value.items())
+        inside = ", ".join(pairs)
+        return inside if key in ("", "config", "data", "versions") else f"({inside})"
+    if isinstance(value, list | tuple):
+        return ", ".join(_inline(item, key) for item in value) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g} s" if key == "wall_time_s" else f"{value:g}"
+    if isinstance(value, str) and key == "commit":
+        return _commit(value)
+    return f"<code>{escape(value)}</code>" if key == "sha256" else escape(str(value))
+
+
+def _source(source: dict[str, Any], folded: bool) -> str:
+    """A data set or record that went into the figure."""
+    rows = "".join(f"<dt>{_word(k)}</dt><dd>{_inline(v, k)}</dd>" for k, v in source.items())
+    if not folded:
+        return f"<dl>{rows}</dl>"
+    told = (source.get(key) for key in ("kind", "experiment", "name", "folder"))
+    name = escape(", ".join(str(word) for word in told if word))
+    return f"<details><summary>{name}</summary><dl>{rows}</dl></details>"
+
+
+def provenance_box(figure: Figure, book: Book, files: str) -> str:
+    """The provenance as a table, and a link to the file that a program can read.
+
+    Args:
+      figure: whose.
+      book: of which it is part.
+      files: address of the folder `figures/` from the page.
+    """
+    carried = dict(figure.provenance)
+    sources = carried.pop("sources", [])
+    folded = len(sources) > _UNFOLDED
+    csv = f"{figure.name}.csv"
+    rows = [
+        (
+            "drawn by",
+            f'<a href="{escape(code_address(figure, book))}">{escape(figure.source)}</a>, '
+            f"SHA-256 of the code <code>{figure.code_sha256}</code>",
+        ),
+        (
+            "its data",
+            f'<a href="{files}/{csv}" download>{csv}</a>, SHA-256 <code>{figure.csv_sha256}</code>',
+        ),
+        ("made of", "".join(_source(s, folded) for s in sources) or "nothing stored or measured"),
+        *((_word(key), _inline(value, key)) for key, value in carried.items()),
+        ("licence", escape(book.licence)),
+    ]
+    body = "".join(f'<tr><th scope="row">{key}</th><td>{value}</td></tr>' for key, value in rows)
+    return (
+        f'<table class="figure-provenance"><tbody>{body}</tbody></table>'
+        f'<p><a href="{files}/{figure.name}.json">All of it, with the code, as JSON</a></p>'
+    )
+
+
+# ---- the line under a figure
+
+
+def _copied(label: str, text: str, identity: str) -> str:
+    """Text to be copied, in a box with a button; the script shows the button where it works."""
+    return (
+        f'<div class="figure-copied"><div class="figure-copied-head">'
+        f'<span id="{identity}-label">{escape(label)}</span>'
+        f'<button type="button" class="figure-copy" hidden aria-describedby="{identity}-label">'
+        "Copy</button></div>"
+        f"<pre>{escape(text.rstrip())}</pre></div>"
+    )
+
+
+def cite_box(figure: Figure, book: Book, files: str) -> str:
+    """The stable address and both BibTeX entries, each with a button that copies it."""
+    name = figure.name
+    return (
+        _copied("BibTeX of this figure", figure_bibtex(figure, book), f"cite-{name}-figure")
+        + _copied("BibTeX of the paper", book.paper, f"cite-{name}-paper")
+        + _copied("Lasting address", stable_address(figure, book), f"cite-{name}-address")
+        + f'<p><a href="{files}/{name}.bib" download>Both entries as a file</a></p>'
+        '<p class="figure-status" role="status" aria-live="polite"></p>'
+    )
+
+
+def _link(word: str, href: str, label: str, extra: str = "") -> str:
+    return f'<a href="{escape(href)}" aria-label="{label}"{extra}>{word}</a>'
+
+
+def _file_links(figure: Figure, files: str) -> list[str]:
+    name = figure.name
+    return [
+        _link("data", f"{files}/{name}.csv", f"data of {name}, CSV", " download"),
+        _link("SVG", f"{files}/{name}.svg", f"SVG of {name}"),
+        _link("PDF", f"{files}/{name}.pdf", f"PDF of {name}"),
+    ]
+
+
+def card_line(figure: Figure, page: str, files: str) -> str:
+    """What stands under a figure in the gallery: files, and where it is cited.
+
+    Args:
+      figure: whose.
+      page: address of the figure's page.
+      files: address of the folder `figures/`.
+    """
+    cite = _link("cite", f"{page}#cite-{figure.name}", f"cite {figure.name}")
+    return f'<div class="figure-files">{"".join([*_file_links(figure, files), cite])}</div>'
+
+
+def files_line(figure: Figure, book: Book, files: str) -> str:
+    """The line *code · data · SVG · PDF · provenance · cite*, with its two boxes.
+
+    It works without scripts: links are links, and boxes are `details`.
+    """
+    name = figure.name
+    code = f"#code-{name}" if figure.in_notebook else code_address(figure, book)
+    boxes = [
+        ("provenance", provenance_box(figure, book, files)),
+        ("cite", cite_box(figure, book, files)),
+    ]
+    return "\n".join(
+        [
+            f'<div class="figure-files" role="group" aria-label="files of {name}">',
+            _link("code", code, f"code of {name}"),
+            *_file_links(figure, files),
+            *(
+                f'<details name="box-{name}"><summary>{word}</summary>'
+                f'<div class="figure-box" id="{word}-{name}">{content}</div></details>'
+                for word, content in boxes
+            ),
+            "</div>",
+        ]
+    )

@@ -1,0 +1,294 @@
+"""The box "Rerun this page" on every notebook's page, and the theme's launch buttons beside it.
+
+Both lead to the notebook as it was when this version of `pfcore` was released: its tag, since the
+branch moves on. The box says what the page takes, as measured, and what the full profile changes
+there, as computed from the profiles of the experiments that the page's code names.
+"""
+
+import ast
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import findings_nodes as to
+import findings_records as stored
+from docutils import nodes
+
+import pfcore
+from pfcore import records
+from pfcore.experiments import EXPERIMENTS, PROBLEMS, PROFILE_VARIABLE
+
+esc = html.escape
+
+BRANCH = "main"
+
+
+class rerun_box(nodes.General, nodes.Element):
+    """Where the box stands; it is written when the page is, so that no search finds its words."""
+
+
+def revision(version: str = pfcore.__version__) -> str:
+    """The tag of a released version; of any other, the branch."""
+    return f"v{version}" if re.fullmatch(r"\d+(\.\d+)*", version) else BRANCH
+
+
+def colab(repository: str, notebook: str, version: str = pfcore.__version__) -> str:
+    """The address that opens a notebook on Colab.
+
+    Args:
+      repository: its address on GitHub.
+      notebook: path in the repository.
+      version: of pfcore.
+    """
+    slug = repository.removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{slug}/blob/{revision(version)}/{notebook}"
+
+
+def binder(repository: str, notebook: str, version: str = pfcore.__version__) -> str:
+    """The address that opens a notebook on Binder, with the repository around it."""
+    slug = repository.removeprefix("https://github.com/")
+    return f"https://mybinder.org/v2/gh/{slug}/{revision(version)}?urlpath=lab/tree/{notebook}"
+
+
+# ---- what a page's code asks for
+
+
+class Asked(NamedTuple):
+    """What a notebook's code asks of `pfcore.experiments`, read from the code, not run.
+
+    Attributes:
+      experiments: by name, the settings that every use of it on the page sets itself.
+      problems: names of the problems that occur.
+      obtains: whether stored records are looked for.
+      collects: whether the claims of other pages are.
+    """
+
+    experiments: dict[str, set[str]]
+    problems: list[str]
+    obtains: bool
+    collects: bool
+
+
+def code(notebook: Path) -> str:
+    """A notebook's code, without what is not Python."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "\n".join(sources))
+
+
+def asked(source: str) -> Asked:
+    """What Python code asks of `pfcore.experiments`."""
+    tree = ast.parse(source)
+    constants = set(_texts(ast.walk(tree)))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    used: dict[str, set[str]] = {}
+    # `configure` says the settings; `run` and `obtain` without it take the profile's.
+    for name, call in _experiments(calls, "configure"):
+        # Settings that come out of a variable are strings elsewhere on the page.
+        given = _texts(call.args[1:])
+        keys = _keys(constants if len(given) < len(call.args[1:]) else given)
+        used[name] = used[name] & keys if name in used else keys
+    for name, call in [*_experiments(calls, "run"), *_experiments(calls, "obtain")]:
+        if len(call.args) == 1:
+            used[name] = set()
+    named = {text.removeprefix("problem=") for text in constants}
+    return Asked(
+        experiments=used,
+        problems=[name for name in PROBLEMS["quick"] if name in named],
+        obtains=any(_called(call) == "obtain" for call in calls),
+        collects=any(_called(call) == "collect" for call in calls),
+    )
+
+
+def _called(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _experiments(calls: list[ast.Call], function: str) -> Iterator[tuple[str, ast.Call]]:
+    for call in calls:
+        if _called(call) == function:
+            for name in _texts(call.args[:1]):
+                if name in EXPERIMENTS:
+                    yield name, call
+
+
+def _keys(settings: Iterable[str]) -> set[str]:
+    return {key for key, equals, _ in (text.partition("=") for text in settings) if equals}
+
+
+def _texts(found: Any) -> list[str]:
+    """Of syntax nodes, what the strings among them hold; of one with gaps, how it begins."""
+    texts = []
+    for node in found:
+        first = node.values[0] if isinstance(node, ast.JoinedStr) and node.values else node
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            texts.append(first.value)
+    return texts
+
+
+def larger(page: Asked) -> dict[str, list[str]]:
+    """What the full profile changes on a page: by experiment and problem, its settings there."""
+    found = {}
+    for name, own in page.experiments.items():
+        full = records.jsonable(EXPERIMENTS[name].PROFILES["full"])
+        changes = stored.differences(name, full, "quick")
+        kept = [c for c in changes if c.partition("=")[0].partition(".")[0] not in own]
+        if kept:
+            found[name] = kept
+    for name in page.problems:
+        quick, full = (records.jsonable(PROBLEMS[profile][name]) for profile in PROBLEMS)
+        changes = [f"{k}={stored.text(v)}" for k, v in full.items() if v != quick[k]]
+        if changes:
+            found[name] = changes
+    return found
+
+
+# ---- the box
+
+
+class Facts(NamedTuple):
+    """What the box of one page says.
+
+    Attributes:
+      notebook: path in the repository.
+      repository: its address.
+      asked: what the page's code asks for.
+      measured: time, memory and machine by profile, of this page.
+      seconds: that the stored records that it reads took to compute; 0 where that is not known.
+    """
+
+    notebook: str
+    repository: str
+    asked: Asked
+    measured: dict[str, Any]
+    seconds: float
+
+
+def summary(facts: Facts) -> str:
+    """What to expect, in a few words."""
+    quick = facts.measured.get("quick")
+    words = f"about {to.expectation(quick)}" if quick else "time not measured"
+    return words + (" with its stored records" if facts.asked.obtains else "") + ", no GPU needed"
+
+
+def sentences(facts: Facts) -> list[str]:
+    """What to expect, as HTML, a paragraph each."""
+    said = []
+    quick, full = facts.measured.get("quick"), facts.measured.get("full")
+    if quick:
+        said.append(f"As it stands it took {to.expectation(quick)} on {esc(quick['machine'])}.")
+    if facts.asked.collects:
+        said.append(
+            "It reads what the other chapters found, from the folder <code>claims</code> beside "
+            "it: run it on Binder or in a clone, since Colab opens the notebook alone."
+        )
+    if facts.asked.obtains:
+        took = f", and took {to.duration(facts.seconds)} in all" if facts.seconds else ""
+        said.append(
+            "Some of its experiments are stored records, computed beforehand"
+            f"{took}: read from the folder <code>records</code> beside it or, where that is "
+            "missing, as on Colab, fetched from this version's repository."
+        )
+    changes = larger(facts.asked)
+    if not changes:
+        said.append(
+            f"<code>{PROFILE_VARIABLE}=full</code> changes nothing here: there is one size, and it "
+            "needs no GPU."
+        )
+        return said
+    items = "".join(f"<li>{esc(name)}: {_codes(found)}</li>" for name, found in changes.items())
+    said.append(
+        f"With <code>{PROFILE_VARIABLE}=full</code> it takes sizes for a GPU, except in what the "
+        f"page sets itself:<ul>{items}</ul>"
+    )
+    said.append(
+        f"That took {to.expectation(full)} on {esc(full['machine'])}."
+        if full
+        else "How long that takes, and how much memory, has not been measured."
+    )
+    said.append(
+        "On Colab, choose a runtime with a GPU, and put this in a cell before the first: "
+        f'<code class="line">%env {PROFILE_VARIABLE}=full</code>'
+    )
+    return said
+
+
+def _codes(settings: list[str]) -> str:
+    return " ".join(f"<code>{esc(stored.abridged(setting))}</code>" for setting in settings)
+
+
+def rendered(facts: Facts, download: str | None) -> str:
+    """The box as HTML.
+
+    Args:
+      facts: what it says.
+      download: address of the notebook in the built book, if it is there.
+    """
+    links = {
+        "Open in Colab": colab(facts.repository, facts.notebook),
+        "Open in Binder": binder(facts.repository, facts.notebook),
+    }
+    anchors = [f'<a href="{esc(url)}">{text}</a>' for text, url in links.items()]
+    if download:
+        anchors.append(f'<a href="{esc(download)}" download>Download</a>')
+    said = "".join(f"<div>{sentence}</div>" for sentence in sentences(facts))
+    return (
+        '<aside class="rerun" aria-label="Rerun this page">'
+        f"<p><b>Rerun this page</b> {' '.join(anchors)}</p>"
+        f"<details><summary>{summary(facts)}</summary>{said}</details></aside>"
+    )
+
+
+def _facts(app: Any, docname: str) -> Facts:
+    path = Path(app.env.doc2path(docname))
+    return Facts(
+        notebook=f"{docname}.ipynb",
+        repository=app.config.html_theme_options["repository_url"],
+        asked=asked(code(path)),
+        measured=stored.measured(path.parent).get(path.stem, {}),
+        seconds=stored.seconds_of(path),
+    )
+
+
+def _insert(app: Any, doctree: nodes.document) -> None:
+    """A place for the box under the title."""
+    docname = app.env.docname
+    path = Path(app.env.doc2path(docname))
+    if path.suffix != ".ipynb":
+        return
+    times = path.parent / stored.TIMES
+    if times.is_file():
+        app.env.note_dependency(str(times))
+    section = next(doctree.findall(nodes.section))
+    section.insert(1, rerun_box("", docname=docname))
+
+
+def _visit(self: Any, node: rerun_box) -> None:
+    app, docname = self.builder.app, node["docname"]
+    # The theme's own download button leads there, too. A single page has no notebooks beside it.
+    beside = f"_sources/{docname}.ipynb" if self.builder.name == "html" else None
+    up = "../" * (len(PurePosixPath(docname).parts) - 1)
+    self.body.append(rendered(_facts(app, docname), beside and up + beside))
+    raise nodes.SkipNode
+
+
+def _skip(self: Any, node: rerun_box) -> None:
+    raise nodes.SkipNode
+
+
+def _launch_from_the_tag(app: Any, config: Any) -> None:
+    """The theme's launch buttons take the branch that it is told; nothing else here does."""
+    config.html_theme_options["repository_branch"] = revision()
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.setup_extension("findings_nodes")
+    others = {name: (_skip, None) for name in ("latex", "text", "man", "texinfo")}
+    app.add_node(rerun_box, html=(_visit, None), **others)
+    app.connect("config-inited", _launch_from_the_tag)
+    app.connect("doctree-read", _insert)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

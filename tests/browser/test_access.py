@@ -1,0 +1,104 @@
+"""The book for readers who use a screen reader, a keyboard, or need contrast.
+
+axe-core reads every page with all its rules: in the light theme on a desktop and on a phone, and in
+the dark theme.
+"""
+
+import pages
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("name", pages.each())
+@pytest.mark.parametrize("view", list(pages.VIEWS))
+def test_axe_finds_no_serious_violation(visit, name, view):
+    serious = [
+        (theme, violation["id"], violation["help"], violation["nodes"])
+        for theme, violations in visit(name, view).violations.items()
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+FOCUSED = """() => {
+  const e = document.activeElement, style = getComputedStyle(e);
+  const marks = {
+    skip: ".skip-link a", search: ".search-button__button", list: "nav.bd-links a",
+    theme: ".theme-switch-button", fold: ".cell details > summary", table: "article table a",
+    neighbour: ".prev-next-area a",
+  };
+  const shadow = /[1-9]\\d*px/.test(style.boxShadow);
+  return {
+    what: Object.keys(marks).filter(name => e.matches(marks[name])),
+    visible: shadow || (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2),
+    place: e.outerHTML.slice(0, 120),
+  };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("book/dal.html", {"skip", "search", "list", "theme", "fold", "neighbour"}),
+        ("book/claims.html", {"skip", "search", "list", "theme", "fold", "table", "neighbour"}),
+    ],
+)
+def test_keyboard_reaches_everything_and_shows_where_it_is(browser, address, name, wanted):
+    reached, hidden = set(), []
+    with pages.opened(browser, address + name, **pages.VIEWS["desktop"]) as (page, _):
+        pages.typeset(page)
+        for _ in range(400):
+            page.keyboard.press("Tab")
+            focused = page.evaluate(FOCUSED)
+            reached.update(focused["what"])
+            if not focused["visible"]:
+                hidden.append(focused["place"])
+            if "neighbour" in reached:
+                break
+    assert reached == wanted
+    assert hidden == []
+
+
+def test_skip_link_leads_to_the_text(browser, address):
+    with pages.opened(browser, address + "book/dal.html", **pages.VIEWS["desktop"]) as (page, _):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.querySelector('main').contains(document.activeElement)")
+
+
+def test_keyboard_opens_a_fold(browser, address):
+    with pages.opened(browser, address + "book/dal.html", **pages.VIEWS["desktop"]) as (page, _):
+        summary = page.locator(".cell details > summary").first
+        code = page.locator(".cell details .cell_input").first
+        assert not code.is_visible()
+        summary.focus()
+        page.keyboard.press("Enter")
+        code.wait_for(state="visible")
+
+
+def test_every_formula_can_be_heard(browser, address):
+    """Each has MathML beside its picture, for screen readers."""
+    name = "book/principal_flow.html"
+    with pages.opened(browser, address + name, **pages.VIEWS["desktop"]) as (page, _):
+        pages.typeset(page)
+        formulas = page.locator("article mjx-container").count()
+        assert formulas > 20
+        heard = page.locator("article mjx-container > mjx-assistive-mml > math")
+        assert heard.count() == formulas
+        assert heard.first.text_content().strip()
+
+
+def test_what_scrolls_takes_the_focus(browser, address):
+    with pages.opened(browser, address + "book/drift.html", **pages.VIEWS["phone"]) as (page, _):
+        pages.typeset(page)
+        wide = "mjx-container[display='true']"
+        page.wait_for_function(
+            f'[...document.querySelectorAll("{wide}")].some(e => e.tabIndex === 0)'
+        )
+        assert page.evaluate(
+            f"""[...document.querySelectorAll("{wide}")].every(
+              e => (e.scrollWidth > e.clientWidth) === (e.tabIndex === 0))"""
+        )

@@ -1,0 +1,103 @@
+"""The first page, the report and the box on notebooks' pages under a reader's hands."""
+
+import pages
+import pytest
+
+pytestmark = pytest.mark.browser
+
+INTRO, REPORT, CHAPTER = "book/intro.html", "book/report.html", "book/stability.html"
+
+
+each_view = pytest.mark.parametrize("view", list(pages.VIEWS))
+
+
+@pytest.fixture
+def view():
+    return "phone"
+
+
+@pytest.fixture
+def page(view, browser):
+    opened = browser.new_page(**pages.VIEWS[view])
+    yield opened
+    opened.close()
+
+
+def box(page, selector):
+    return page.locator(selector).first.bounding_box()
+
+
+@each_view
+def test_the_result_and_three_sentences_are_seen_without_scrolling(page, address):
+    page.goto(address + INTRO, wait_until="load")
+    picture, links = box(page, "#fig-intro img"), box(page, ".hero-links a")
+    assert 0 < picture["y"] < links["y"]
+    assert links["y"] + links["height"] <= page.viewport_size["height"]
+
+
+def test_the_numbers_behind_a_verdict_open_by_keyboard(page, address):
+    page.goto(address + INTRO, wait_until="load")
+    first = page.locator(".finding").first
+    assert not first.locator("ul").is_visible()
+    first.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert first.locator("ul li").first.is_visible()
+
+
+def test_the_report_is_filtered_by_verdict(page, address):
+    page.goto(address + REPORT, wait_until="load")
+    rows = page.locator("[data-verdict]")
+    total = rows.count()
+    page.get_by_role("button", name="fails", exact=True).click()
+    shown = page.locator("[data-verdict]:visible")
+    verdicts = shown.evaluate_all("rows => rows.map(row => row.dataset.verdict)")
+    assert verdicts and set(verdicts) == {"fails"} and len(verdicts) < total
+    assert page.locator(".report-filter [role=status]").inner_text() == (
+        f"{len(verdicts)} of {total} shown"
+    )
+    page.get_by_role("button", name="all", exact=True).click()
+    assert shown.count() == total
+
+
+def test_a_link_to_what_is_folded_away_opens_it(page, address):
+    page.goto(address + REPORT, wait_until="load")
+    record = page.locator(".report-record").last
+    assert not record.locator("dl").is_visible()
+    name = record.get_attribute("id")
+    page.goto(f"{address}{REPORT}#{name}", wait_until="load")
+    page.evaluate("name => { location.hash = ''; location.hash = name; }", name)
+    page.wait_for_function("name => document.getElementById(name).open", arg=name)
+
+
+@each_view
+def test_a_part_of_a_claim_is_a_readable_block_on_a_phone(page, address):
+    page.goto(address + REPORT, wait_until="load")
+    row = page.locator("[data-verdict]").first
+    sentence = row.locator("td").nth(1).bounding_box()
+    narrow = page.viewport_size["width"] < 600
+    assert sentence["width"] > (0.8 if narrow else 0.25) * row.bounding_box()["width"]
+    label = "cell => getComputedStyle(cell, '::before').content"
+    assert ("Measured" in row.locator("td").nth(2).evaluate(label)) == narrow
+
+
+@each_view
+def test_the_box_on_a_chapter_is_small_and_opens(page, address):
+    page.goto(address + CHAPTER, wait_until="load")
+    aside = page.locator("aside.rerun")
+    assert aside.bounding_box()["height"] < 130
+    assert not aside.locator("details > div").first.is_visible()
+    aside.locator("summary").click()
+    assert aside.locator("details > div").first.is_visible()
+    response = page.request.get(page.evaluate("document.querySelector('.rerun a[download]').href"))
+    assert response.ok and response.json()["cells"]
+
+
+def test_the_footer_leads_to_how_to_cite(page, address):
+    page.goto(address + CHAPTER, wait_until="load")
+    page.locator(".book-foot a", has_text="Cite").click()
+    page.wait_for_url(f"{address}{INTRO}#cite")
+    # The browser may glide there.
+    page.wait_for_function(
+        "() => { const top = document.querySelector('#cite-it h2').getBoundingClientRect().top;"
+        " return 0 <= top && top < innerHeight; }"
+    )

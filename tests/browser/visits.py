@@ -1,0 +1,140 @@
+"""One visit to a page of the book: all that the checks of the page ask of it, read at once."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pages
+from axe_playwright_python.base import AXE_FILE_PATH
+
+SCREENSHOTS = pages.HTML.parent / "screenshots"
+
+
+class Visit(NamedTuple):
+    """What one page did and holds at one width."""
+
+    log: pages.Log
+    math: dict[str, Any]
+    images: list[dict[str, Any]]
+    links: list[str]
+    # Width of the screen -> what is wider; the desktop's pages are also read as on a tablet.
+    overflow: dict[int, dict[str, Any]]
+    # Colour theme -> what axe-core finds wrong: rule, impact, and where.
+    violations: dict[str, list[dict[str, Any]]]
+
+
+MATH = r"""() => {
+  const article = document.querySelector("article") || document.body;
+  const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  const outside = "pre, code, script, style, textarea, mjx-container";
+  const raw = [];
+  const tex = /\$\$|\\\(|\\\[|\\(frac|nabla|theta|lambda|begin)\b|\$[^$\n]*[\\_^][^$\n]*\$/;
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (node.parentElement.closest(outside)) continue;
+    if (tex.test(node.data)) raw.push(node.data.trim().slice(0, 120));
+  }
+  return {
+    source: article.querySelectorAll(".math").length,
+    rendered: article.querySelectorAll("mjx-container").length,
+    blank: [...article.querySelectorAll(".math")]
+      .filter(e => !e.querySelector("mjx-container")).map(e => e.textContent.slice(0, 120)),
+    failed: [...article.querySelectorAll("mjx-merror, merror, [data-mjx-error]")]
+      .map(e => e.getAttribute("data-mjx-error") || e.textContent),
+    raw,
+  };
+}"""
+
+# Pictures of the other theme are hidden, and not loaded before they are wanted.
+IMAGES = """() => [...document.images].filter(i => i.checkVisibility()).map(i => ({
+  src: i.getAttribute("src"), width: i.naturalWidth, alt: i.alt.trim(),
+  decorative: i.getAttribute("aria-hidden") === "true" || i.getAttribute("role") === "presentation"
+}))"""
+
+LINKS = """() => [...document.querySelectorAll("a[href]")].map(a => a.href)"""
+
+OVERFLOW = """() => {
+  const page = document.scrollingElement, width = page.clientWidth;
+  const scrolls = e => { for (e = e.parentElement; e; e = e.parentElement) {
+    if (e !== document.body && e !== page
+        && /auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX)) return true; }
+    return false; };
+  const wide = [...document.querySelectorAll("article *")]
+    .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e))
+    .slice(0, 5).map(e => e.outerHTML.slice(0, 160));
+  return {page: page.scrollWidth, view: width, wide};
+}"""
+
+# Scrolls once through, so that images which load when seen have been seen.
+SCROLL = """async () => {
+  for (let y = 0; y < document.scrollingElement.scrollHeight; y += 600) {
+    window.scrollTo(0, y); await new Promise(r => setTimeout(r, 15));
+  }
+  window.scrollTo(0, 0);
+  const seen = [...document.images].filter(i => i.checkVisibility());
+  for (const i of seen) i.loading = "eager";
+  await Promise.all(seen.map(i => i.decode().catch(() => null)));
+}"""
+
+
+# A colour that is still fading is not the reader's.
+SETTLE = """() => Promise.all(document.getAnimations()
+  .filter(a => Number.isFinite(a.effect.getComputedTiming().endTime))
+  .map(a => a.finished.catch(() => null)))"""
+# What is folded away is read too.
+OPEN = """() => {
+  document.querySelectorAll("article details").forEach(fold => { fold.open = true; });
+  return new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)));
+}"""
+TABLET = {"width": 820, "height": 1180}
+
+AXE = """async options => {
+  const found = await axe.run(document, {...options, preload: false, resultTypes: ["violations"]});
+  return found.violations.map(({id, impact, help, nodes}) =>
+    ({id, impact, help, nodes: nodes.map(n => [n.target.join(" "), n.html.slice(0, 160),
+                                                n.failureSummary.slice(0, 400)])}));
+}"""
+# WCAG 2.2 asks for targets large enough for a finger; axe-core has that rule, but off.
+RULES = {"rules": {"target-size": {"enabled": True}}}
+# The rules that look at colours: all that can change between light and dark.
+COLOURS = ["color-contrast", "link-in-text-block"]
+
+
+def _screenshot(page: Any, name: str, view: str) -> None:
+    picture = SCREENSHOTS / f"{name.removesuffix('.html').replace('/', '-')}-{view}.jpg"
+    page.screenshot(path=picture, full_page=True, scale="css", type="jpeg", quality=70)
+
+
+def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) -> Visit:
+    """Visits a page, and leaves a picture of it in `screenshots`, beside the book.
+
+    Args:
+      browser: a Playwright browser, or a context of one with the view's screen.
+      address: where the book is served.
+      name: the page, as in `pages.every`.
+      view: a name for the screen.
+      thorough: whether to look at the page in the dark theme too, and at the width of a tablet.
+    """
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with pages.opened(browser, address + name) as (page, log):
+        pages.typeset(page)
+        page.evaluate(SCROLL)
+        found = Visit(
+            log=log,
+            math=page.evaluate(MATH),
+            images=page.evaluate(IMAGES),
+            links=page.evaluate(LINKS),
+            overflow={page.viewport_size["width"]: page.evaluate(OVERFLOW)},
+            violations={},
+        )
+        _screenshot(page, name, view)
+        page.evaluate(OPEN)
+        page.evaluate(SETTLE)
+        page.evaluate(Path(AXE_FILE_PATH).read_text(encoding="utf-8"))
+        found.violations["light"] = page.evaluate(AXE, RULES)
+        if thorough:
+            pages.set_theme(page, "dark")
+            _screenshot(page, name, f"{view}-dark")
+            page.evaluate(SETTLE)
+            found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
+            page.set_viewport_size(TABLET)
+            found.overflow[TABLET["width"]] = page.evaluate(OVERFLOW)
+    return found

@@ -1,0 +1,259 @@
+"""What `make reproduce` says of claims that came out again, differently, or not at all; and the
+times that running the book leaves behind."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+BASE = {"statement": "a number", "tolerance": "< 1", "figure": "fig-a", "rerun_tolerance": 0.1}
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """A module of `tools`, by name."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module
+
+
+def write(folder, page, **claims):
+    """A page's claims; each a number, or a number, a verdict and perhaps a tolerance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, value in claims.items():
+        number, verdict, *rest = value if isinstance(value, tuple) else (value, "holds")
+        claim = BASE | {"id": name, "number": number, "verdict": verdict}
+        found.append(claim | ({"rerun_tolerance": rest[0]} if rest else {}))
+    content = {"notebook": page, "claims": found}
+    (folder / f"{page}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def compared(tool, tmp_path):
+    """Findings by claim, of what was written to `stored` and `fresh`."""
+    reproduce, check_claims = tool("reproduce"), tool("check_claims")
+
+    def compare(problems, numbers=True):
+        stored, fresh = (check_claims.read(tmp_path / name) for name in ("stored", "fresh"))
+        return reproduce.compare(stored, fresh, problems, numbers=numbers)
+
+    return compare
+
+
+def statuses(findings):
+    return {finding.claim: finding.status for finding in findings}
+
+
+def test_a_number_within_its_own_tolerance_is_reproduced(tmp_path, compared):
+    write(tmp_path / "stored", "page", C1=1.0, C2=1.0, C3=(1.0, "holds", 0.5), C4=0.0, C5=2)
+    write(tmp_path / "fresh", "page", C1=1.09, C2=1.12, C3=(1.4, "holds", 0.5), C4=0.0, C5=2)
+    found = compared({"page": ""})
+    assert statuses(found) == {
+        "C1": "reproduced",
+        "C2": "changed",
+        "C3": "reproduced",
+        "C4": "reproduced",
+        "C5": "reproduced",
+    }
+    assert found[1].note == "number differs by more than 0.1 relative"
+
+
+def test_another_verdict_is_a_change_whatever_the_number(tmp_path, compared):
+    write(tmp_path / "stored", "page", C1=1.0, C2=(1.0, "holds", None), C3=(1.0, "holds", None))
+    write(tmp_path / "fresh", "page", C1=(1.0, "fails"), C2=(9.0, "holds", None), C3=(1.0, "fails"))
+    found = compared({"page": ""})
+    assert statuses(found) == {"C1": "changed", "C2": "reproduced", "C3": "changed"}
+    assert found[0].note == "verdict was 'holds', is 'fails'"
+
+
+def test_in_another_profile_only_verdicts_count(tmp_path, compared):
+    write(tmp_path / "stored", "page", C1=1.0, C2=1.0)
+    write(tmp_path / "fresh", "page", C1=50.0, C2=(50.0, "fails"))
+    found = compared({"page": ""}, numbers=False)
+    assert statuses(found) == {"C1": "reproduced", "C2": "changed"}
+    assert {finding.tolerance for finding in found} == {None}
+
+
+def test_a_claim_that_was_not_written_has_failed_and_one_that_came_is_a_change(tmp_path, compared):
+    write(tmp_path / "stored", "page", C1=1.0, C2=1.0)
+    write(tmp_path / "fresh", "page", C1=1.0, C3=1.0)
+    found = compared({"page": ""})
+    assert statuses(found) == {"C1": "reproduced", "C2": "failed", "C3": "changed"}
+
+
+def test_a_page_that_stopped_fails_all_its_claims(tmp_path, compared):
+    """Also those that it had written by then."""
+    problem = "some lines\n\x1b[31mValueError\x1b[39m: no luck\n\n"
+    write(tmp_path / "stored", "page", C1=1.0, C2=1.0)
+    write(tmp_path / "stored", "other", C9=1.0)
+    write(tmp_path / "fresh", "page", C1=1.0)
+    write(tmp_path / "fresh", "other", C9=1.0)
+    found = compared({"page": problem, "other": "", "text": problem})
+    assert statuses(found) == {"C9": "reproduced", "C1": "failed", "C2": "failed", "": "failed"}
+    assert {f.note for f in found[1:]} == {"the page stopped: ValueError: no luck"}
+
+
+def test_pages_that_were_not_run_are_passed_over(tmp_path, compared):
+    write(tmp_path / "stored", "page", C1=1.0)
+    write(tmp_path / "stored", "other", C2=1.0)
+    write(tmp_path / "fresh", "page", C1=1.0)
+    assert statuses(compared({"page": ""})) == {"C1": "reproduced"}
+
+
+def test_claims_are_listed_by_page_number_and_part(tool):
+    keys = [("b", "C1"), ("a", "C10"), ("a", "C2b"), ("a", "C2"), ("a", "C10b")]
+    assert [claim for _, claim in tool("check_claims").ordered(keys)] == [
+        "C2",
+        "C2b",
+        "C10",
+        "C10b",
+        "C1",
+    ]
+
+
+def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tool, tmp_path):
+    reproduce, source = tool("reproduce"), tmp_path / "source"
+    setting = {"profile": "quick", "records": "stored"}
+    good, bad, claims = (
+        reproduce.Run(source / "book" / f"{name}.ipynb", 1.0, 2, problem)
+        for name, problem in (("good", ""), ("bad", "no luck"), ("claims", ""))
+    )
+    assert reproduce.finished_before(tmp_path, source, setting) == []
+    source.mkdir()
+    reproduce.write_report(tmp_path, setting, [], [good, bad, claims], "said")
+    # The page of claims is collected anew.
+    assert reproduce.finished_before(tmp_path, source, setting) == [good]
+    assert reproduce.finished_before(tmp_path, source, setting | {"profile": "full"}) == []
+
+
+# The tool as it is called, on a small book of its own
+
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    return nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+
+
+def writing(page, number):
+    """A cell that writes a claim, as `pfcore.claims.report` would."""
+    claim = BASE | {"id": "C1", "number": number, "verdict": "holds"}
+    text = json.dumps({"notebook": page, "claims": [claim]})
+    return (
+        "from pathlib import Path\nPath('claims').mkdir(exist_ok=True)\n"
+        f"Path('claims/{page}.json').write_text({text!r})"
+    )
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A tree with the tools and two pages: one that comes out as stored, and one that stops."""
+    root = tmp_path / "tree"
+    shutil.copytree(TOOLS, root / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "book").mkdir()
+    (root / "_config.yml").write_text("title: small\n")
+    (root / "_toc.yml").write_text("root: book/good\nchapters:\n- file: book/bad\n")
+    (root / "book" / "good.ipynb").write_text(notebook("1 + 1", writing("good", 1.05)))
+    (root / "book" / "bad.ipynb").write_text(notebook("raise ValueError('no luck')"))
+    write(root / "book" / "claims", "good", C1=1.0)
+    write(root / "book" / "claims", "bad", C2=1.0)
+    return root
+
+
+def call(root, *arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PFCORE_")}
+    return subprocess.run(
+        [sys.executable, str(root / "tools" / "reproduce.py"), *map(str, arguments)],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_exit_status_and_the_reports_say_what_came_out(small_book):
+    done = call(small_book)
+    assert done.returncode == 1, done.stderr
+    assert "2 claims on 2 pages: 1 reproduced, 0 changed, 1 failed" in done.stdout
+    out = small_book / "_build" / "reproduce"
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    found = {claim["claim"]: claim for claim in report["claims"]}
+    assert found["C1"]["status"] == "reproduced" and found["C1"]["fresh"] == 1.05
+    assert found["C2"]["status"] == "failed" and "no luck" in found["C2"]["note"]
+    assert report["summary"] == {"reproduced": 1, "changed": 0, "failed": 1}
+    ran = {entry["path"]: entry for entry in report["notebooks"]}
+    assert ran["good"]["problem"] == "" and ran["good"]["seconds"] > 0
+    assert "| C2 | bad |" in (out / "report.md").read_text(encoding="utf-8")
+    # What is stored is left alone.
+    assert 'execution_count": null' in (small_book / "book" / "good.ipynb").read_text()
+
+    (small_book / "book" / "bad.ipynb").write_text(notebook(writing("bad", 1.0)))
+    again = call(small_book, "book/good.ipynb")
+    assert again.returncode == 0, again.stdout
+    assert "1 claim on 1 page: 1 reproduced" in again.stdout
+
+
+# Times
+
+
+def run_of(tool, name, seconds, peak=1000, problem=""):
+    return tool("notebooks").Run(Path(f"{name}.ipynb"), seconds, peak, problem)
+
+
+def times(tool, path, *runs, profile="quick", where="2 CPU cores"):
+    tool("notebooks").note_times(path, runs, profile, where)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_times_change_only_where_they_differ_by_more_than_a_fifth(tool, tmp_path):
+    path = tmp_path / "times.json"
+    times(tool, path, run_of(tool, "a", 10.04), run_of(tool, "b", 20.0))
+    before = path.read_bytes()
+    times(tool, path, run_of(tool, "a", 11.9, peak=810))
+    assert path.read_bytes() == before
+    found = times(tool, path, run_of(tool, "a", 12.1, peak=1201))["notebooks"]
+    assert found["a"]["quick"] == {"seconds": 12.1, "peak_mb": 1201}
+    assert found["b"]["quick"] == {"seconds": 20.0, "peak_mb": 1000}
+
+
+def test_times_of_other_profiles_and_machines_stand_side_by_side(tool, tmp_path):
+    path = tmp_path / "times.json"
+    times(tool, path, run_of(tool, "a", 10.0), run_of(tool, "b", 10.0))
+    gpu = {"profile": "full", "where": "1 × GPU"}
+    found = times(tool, path, run_of(tool, "b", 10.0, peak=None), **gpu)
+    assert found["machine"] == "2 CPU cores"
+    assert found["notebooks"]["b"] == {
+        "full": {"machine": "1 × GPU", "seconds": 10.0, "peak_mb": None},
+        "quick": {"seconds": 10.0, "peak_mb": 1000},
+    }
+    # About as long, but elsewhere: that is another measurement.
+    found = times(tool, path, run_of(tool, "a", 10.5), where="8 CPU cores")
+    assert found["notebooks"]["a"]["quick"]["seconds"] == 10.5
+
+
+def test_what_stopped_leaves_no_time(tool, tmp_path):
+    path = tmp_path / "times.json"
+    found = times(tool, path, run_of(tool, "a", 10.0), run_of(tool, "b", 1.0, problem="stopped"))
+    assert list(found["notebooks"]) == ["a"]
+
+
+def test_peak_memory_where_the_system_says_it(tool):
+    """Against what the process itself reports, where it does."""
+    peak = tool("notebooks").peak_memory
+    assert peak(None) is None and peak(2**30) is None
+    found = peak(os.getpid())
+    if found is None:
+        pytest.skip("there is no /proc here")
+    import resource
+
+    assert found == pytest.approx(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 976.6, rel=0.05
+    )

@@ -1,0 +1,264 @@
+"""Where `experiments.obtain` finds stored records when there are none beside the notebook."""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pooch
+import pytest
+
+import pfcore
+from pfcore import experiments, records
+from pfcore.experiments import stored
+from tests.test_datasets import nowhere, serve
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK_RECORDS = ROOT / "book" / "records"
+NAME = "edge-of-stability"
+CHANGES = ("num_steps=3", "num_eigenpairs=1")
+
+
+def config_of(*changes):
+    return experiments.configure(NAME, *CHANGES, *changes)
+
+
+def record_of(config, seconds=754.0):
+    """A record that says of itself which configuration it is of."""
+    info = {"experiment": NAME, "config": records.jsonable(config), "device": "2 CPU cores"}
+    info |= {"wall_time_s": seconds, "versions": {"jax": "0"}}
+    return records.Record({"loss": np.linspace(1.0, 0.5, 4)}, info)
+
+
+def store(folder, config, **options):
+    """The folder of a stored record of a configuration, named as `obtain` names them."""
+    wanted = {"experiment": NAME, "config": config}
+    path = folder / f"{NAME}-{records.digest(wanted)}"
+    records.write(record_of(config, **options), path)
+    return path
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """An empty working folder, an empty cache, nothing set: a notebook on Colab."""
+    for variable in (stored.VARIABLE, "PFCORE_KEEP_RECORDS", "PFCORE_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(stored, "_unreachable", set())
+    folder = tmp_path / "notebook"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """What was computed, in place of computing it."""
+    asked = []
+    fresh = records.Record({}, {"fresh": True})
+    monkeypatch.setattr(
+        experiments, "run", lambda name, config, **_: asked.append((name, config)) or fresh
+    )
+    return asked
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A folder of two records, listed in the registry."""
+    folder = tmp_path / "published" / "book" / "records"
+    for number in (1, 2):
+        store(folder, config_of(f"seed={number}"))
+    listed = stored.describe(folder)
+    monkeypatch.setattr(stored, "registry", lambda: listed)
+    return folder
+
+
+def set_address(monkeypatch, address):
+    monkeypatch.setattr(stored, "ADDRESS", address)
+
+
+def test_the_registry_lists_the_books_records_and_their_hashes():
+    """Else pages outside a checkout would compute for hours: make registry writes it again."""
+    listed = stored.registry()
+    assert listed == stored.describe(BOOK_RECORDS)
+    assert len(listed) == len(list(BOOK_RECORDS.iterdir()))
+    for key, entry in listed.items():
+        folder = BOOK_RECORDS / entry["folder"]
+        assert folder.name.endswith(f"-{key}")
+        found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+        assert entry["sha256"] == found
+
+
+def test_the_tool_writes_the_registry_as_it_is_stored(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.delitem(sys.modules, "registry", raising=False)
+    import registry
+
+    assert registry.REGISTRY.read_text(encoding="utf-8") == registry.text()
+
+
+def test_the_registry_is_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    data = project["tool"]["setuptools"]["package-data"]["pfcore"]
+    assert f"experiments/{stored.REGISTRY}" in data
+
+
+def test_records_are_fetched_from_the_repository_at_the_tag_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    slug = project["urls"]["Repository"].removeprefix("https://github.com/")
+    address = stored.ADDRESS.format(version=pfcore.__version__)
+    expected = f"https://raw.githubusercontent.com/{slug}/v{project['version']}/book/records/"
+    assert address == expected
+
+
+def test_a_record_beside_the_notebook_comes_before_all_others(alone, computed, published, caplog):
+    config = config_of("seed=1")
+    store(alone / "records", config, seconds=1.0)
+    assert experiments.obtain(NAME, config).info["wall_time_s"] == 1.0
+    assert computed == [] and caplog.records == []
+
+
+def test_a_folder_that_the_environment_names_comes_next(
+    alone, computed, published, tmp_path, monkeypatch
+):
+    elsewhere = tmp_path / "copied"
+    shutil.copytree(published, elsewhere)
+    monkeypatch.setenv(stored.VARIABLE, str(elsewhere))
+    set_address(monkeypatch, nowhere())
+    found = experiments.obtain(NAME, config_of("seed=2"))
+    assert found.info["config"]["seed"] == 2 and computed == []
+
+
+def test_a_folder_that_does_not_exist_is_refused_by_its_name(alone, computed, monkeypatch):
+    monkeypatch.setenv(stored.VARIABLE, "/no/such/records")
+    with pytest.raises(FileNotFoundError, match=r"PFCORE_RECORDS is '/no/such/records'.*unset it"):
+        experiments.obtain(NAME, config_of())
+    assert computed == []
+
+
+def test_a_listed_record_is_downloaded_once_and_silently(
+    alone, computed, published, monkeypatch, caplog, capfd
+):
+    config = config_of("seed=1")
+    name = next(iter(published.glob(f"*-{records.digest(wanted(config))}"))).name
+    with serve(published.parents[1]) as (address, asked):
+        set_address(monkeypatch, address + "book/records/")
+        first, again = experiments.obtain(NAME, config), experiments.obtain(NAME, config)
+    expected = [f"/book/records/{name}/{file}" for file in ("arrays.npz", "record.json")]
+    assert sorted(asked) == expected
+    assert first.info == again.info and computed == []
+    np.testing.assert_array_equal(first["loss"], record_of(config)["loss"])
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
+def wanted(config):
+    return {"experiment": NAME, "config": config}
+
+
+def test_the_address_names_the_version(alone, computed, published, monkeypatch):
+    folder = published.parents[2] / "site" / f"v{pfcore.__version__}"
+    shutil.copytree(published, folder)
+    with serve(folder.parent) as (address, asked):
+        set_address(monkeypatch, address + "v{version}/")
+        experiments.obtain(NAME, config_of("seed=1"))
+    assert computed == [] and all(f"/v{pfcore.__version__}/" in path for path in asked)
+
+
+def test_without_a_network_it_is_computed_and_says_so_with_the_time(
+    alone, computed, published, monkeypatch, caplog
+):
+    address = nowhere()
+    set_address(monkeypatch, address)
+    configs = [config_of("seed=1"), config_of("seed=2")]
+    for config in configs:
+        assert experiments.obtain(NAME, config).info == {"fresh": True}
+    assert computed == [(NAME, config) for config in configs]
+    first, second = (entry.getMessage() for entry in caplog.records)
+    assert re.search(rf"stored record {NAME}-\w{{8}} cannot be had: .*{address}", first)
+    assert "computed now; where it was stored that took 13 min on 2 CPU cores" in first
+    assert "PFCORE_RECORDS" in first
+    assert "computed now as well; where it was stored that took 13 min" in second
+    assert address not in second
+    assert {(e.name, e.levelno) for e in caplog.records} == {("pfcore", logging.WARNING)}
+
+
+def test_what_is_not_at_the_address_is_computed(alone, computed, published, monkeypatch, caplog):
+    """As where the tag has not been published."""
+    with serve(alone) as (address, asked):
+        set_address(monkeypatch, address)
+        experiments.obtain(NAME, config_of("seed=1"))
+        tried = len(asked)
+        experiments.obtain(NAME, config_of("seed=1"))
+    assert len(asked) == tried > 0 and len(computed) == 2
+    assert "404" in caplog.records[0].getMessage()
+
+
+def test_an_altered_record_is_refused_and_computed(alone, computed, published, monkeypatch, caplog):
+    for path in published.glob("*/arrays.npz"):
+        path.write_bytes(path.read_bytes() + b"!")
+    with serve(published) as (address, _):
+        set_address(monkeypatch, address)
+        experiments.obtain(NAME, config_of("seed=1"))
+    assert len(computed) == 1 and "SHA256" in caplog.records[0].getMessage()
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    alone, computed, published, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with serve(published) as (address, _):
+        set_address(monkeypatch, address)
+        experiments.obtain(NAME, config_of("seed=1"))
+    assert len(computed) == 1 and "cannot be had" in caplog.records[0].getMessage()
+
+
+def test_another_configuration_is_computed_without_asking_anybody(
+    alone, computed, published, monkeypatch, caplog
+):
+    with serve(published) as (address, asked):
+        set_address(monkeypatch, address)
+        experiments.obtain(NAME, config_of("seed=3"))
+    assert len(computed) == 1 and asked == [] and caplog.records == []
+
+
+def test_what_is_to_be_kept_is_computed(alone, computed, published, monkeypatch):
+    """Records are made anew where they are stored; elsewhere they are the old ones."""
+    monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
+    monkeypatch.setenv(stored.VARIABLE, str(published))
+    with serve(published) as (address, asked):
+        set_address(monkeypatch, address)
+        experiments.obtain(NAME, config_of("seed=1"))
+    assert len(computed) == 1 and asked == []
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(63.43, "63 s"), (754.2, "13 min"), (11541.5, "3.2 h"), (99.4, "99 s")]
+)
+def test_durations(seconds, words):
+    assert stored._duration(seconds) == words
+
+
+def test_the_registry_is_small_enough_to_travel_with_the_package():
+    text = (ROOT / "pfcore" / "experiments" / stored.REGISTRY).read_text(encoding="utf-8")
+    assert len(text) < 50_000 and json.loads(text)
+
+
+def test_every_stored_configuration_can_be_computed_anew(monkeypatch):
+    """From `record.json` alone, as `make reproduce RECORDS=recompute` does."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from recompute import configuration
+
+    for folder in sorted(BOOK_RECORDS.iterdir()):
+        info = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        config = configuration(info)
+        experiment = experiments.EXPERIMENTS[info["experiment"]]
+        assert isinstance(config, experiment.Config) and hash(config)
+        assert records.jsonable(config) == info["config"]
+    with pytest.raises(ValueError, match=r"'gone'.*today's are"):
+        configuration(info | {"config": info["config"] | {"gone": 1}})

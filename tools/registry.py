@@ -1,0 +1,32 @@
+"""Write what the package knows of the book's stored records: `pfcore/experiments/records.json`.
+
+    python tools/registry.py
+
+To be run whenever a record in `book/records` came, went or changed.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from pfcore.experiments import stored
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "book" / "records"
+REGISTRY = ROOT / "pfcore" / "experiments" / stored.REGISTRY
+
+
+def text() -> str:
+    """What the registry is to hold."""
+    return json.dumps(stored.describe(RECORDS), indent=1) + "\n"
+
+
+def main() -> int:
+    content = text()
+    REGISTRY.write_text(content, encoding="utf-8")
+    print(f"{len(json.loads(content))} records are in {REGISTRY.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
