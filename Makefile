@@ -104,7 +104,7 @@ endef
 
 # ---- the checks, in the order of `make test`
 
-test: lint types unit nbval claims html browser  ## every check
+test: lint citation types unit nbval claims html browser  ## every check
 	@echo "== test: all passed"
 
 lint: $(STAMP)  ## style of code and notebooks

@@ -73,11 +73,16 @@ def opened(browser: Any, url: str, **view: Any) -> Iterator[tuple[Any, Log]]:
       **view: the screen, as in `VIEWS`; none for a context.
     """
     log = Log([], [])
+
+    def failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left before it came
+            log.errors.append(f"{request.url} failed: {request.failure}")
+
     page = browser.new_page(**view)
     page.on("request", lambda request: log.requests.append(request.url))
     page.on("pageerror", lambda error: log.errors.append(str(error)))
     page.on("console", lambda m: log.errors.append(m.text) if m.type == "error" else None)
-    page.on("requestfailed", lambda request: log.errors.append(f"{request.url} failed"))
+    page.on("requestfailed", failed)
     page.on(
         "response",
         lambda r: log.errors.append(f"{r.url}: status {r.status}") if r.status >= 400 else None,
