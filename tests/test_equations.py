@@ -200,7 +200,7 @@ def test_default_that_is_a_configuration_is_shown_by_its_name():
 def test_command_line_page_has_every_command():
     command_line = _extension("api_command_line")
     documented = command_line.documented()
-    assert list(documented) == ["pfcore", "pfcore list", "pfcore run"]
+    assert list(documented) == ["pfcore", "pfcore list", "pfcore run", "pfcore redraw"]
     assert "`--resume`" in documented["pfcore run"]
     assert "edge-of-stability" in command_line.printed("list")
     with pytest.raises(RuntimeError, match="pfcore nonsense failed"):

@@ -160,6 +160,7 @@ def small_book(tmp_path):
     (root / "book").mkdir()
     (root / "_config.yml").write_text("title: small\n")
     (root / "_toc.yml").write_text("root: book/good\nchapters:\n- file: book/bad\n")
+    (root / "CHANGELOG.md").write_text("# Changelog\n")
     (root / "book" / "good.ipynb").write_text(notebook("1 + 1", writing("good", 1.05)))
     (root / "book" / "bad.ipynb").write_text(notebook("raise ValueError('no luck')"))
     write(root / "book" / "claims", "good", C1=1.0)

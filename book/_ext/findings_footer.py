@@ -30,7 +30,8 @@ def footer(pages: Container[str], pathto: Callable[[str], str], repository: str)
     ]
     page, anchor, text = CITE
     if page in pages:
-        items.append(_link(pathto(page) + anchor, text))
+        # A page's address, seen from itself, is "#".
+        items.append(_link(pathto(page).removesuffix("#") + anchor, text))
     return f'<p class="book-foot">{" ".join(items)}</p>'
 
 

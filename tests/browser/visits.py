@@ -1,5 +1,6 @@
 """One visit to a page of the book: all that the checks of the page ask of it, read at once."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,12 +102,16 @@ LAYOUT = {"rules": {**RULES["rules"], **{name: {"enabled": False} for name in CO
 
 
 def _screenshot(page: Any, name: str, view: str) -> None:
+    """A picture of the page for people, where `PFCORE_SCREENSHOTS` asks for them."""
+    if not os.environ.get("PFCORE_SCREENSHOTS"):
+        return
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = SCREENSHOTS / f"{name.removesuffix('.html').replace('/', '-')}-{view}.jpg"
     page.screenshot(path=picture, full_page=True, scale="css", type="jpeg", quality=70)
 
 
 def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) -> Visit:
-    """Visits a page, and leaves a picture of it in `screenshots`, beside the book.
+    """Visits a page once for all the checks; `PFCORE_SCREENSHOTS` keeps pictures beside the book.
 
     Args:
       browser: a Playwright browser, or a context of one with the view's screen.
@@ -115,7 +120,6 @@ def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) ->
       view: a name for the screen.
       thorough: whether to look at colours, in both themes, and at the width of a tablet too.
     """
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with pages.opened(browser, address + name) as (page, log):
         pages.typeset(page)
         page.evaluate(SCROLL)
