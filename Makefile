@@ -29,8 +29,8 @@ export OPENBLAS_NUM_THREADS ?= 1
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks test lint types unit nbval claims html browser pdf reproduce colab registry format \
-  citation test-oldest test-newest dist lock clean distclean
+.PHONY: help setup book notebooks test lint types unit nbval claims html browser access pdf reproduce \
+  colab registry format citation test-oldest test-newest dist lock clean distclean
 
 help:  ## this list
 	@echo "Gradient descent in continuous time: the book, and pfcore beneath it."
@@ -146,6 +146,12 @@ browser: html  ## read every page of the built book in a browser
 	$(call chromium)
 	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup -m browser tests/browser \
 	  --ignore tests/browser/test_pdf.py
+
+access: html  ## the accessibility of every page, and pictures of all of them
+	@echo "== access: axe-core on every page"
+	$(call chromium)
+	@PFCORE_EVERY_PAGE=1 PFCORE_SCREENSHOTS=1 "$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) \
+	  --dist loadgroup -m browser tests/browser/test_access.py
 
 pdf: html  ## print the whole book to one PDF, and check it
 	@echo "== pdf: the whole book"

@@ -117,3 +117,25 @@ def each(names: Iterable[str] | None = None) -> list[Any]:
         pytest.param(name, marks=pytest.mark.xdist_group(name))
         for name in (every() if names is None else names)
     ]
+
+
+# One page of each kind. axe-core takes seconds for a page, so `make test` has it read these, and
+# `make access` all of them.
+KINDS = [
+    "book/intro.html",
+    "book/principal_flow.html",
+    "book/edge_of_stability.html",
+    "book/playground.html",
+    "book/your_own_loop.html",
+    "book/claims.html",
+    "book/report.html",
+    "book/figures.html",
+    "book/symbols.html",
+    "book/api/flows.html",
+    "search.html",
+]
+
+
+def read_by_axe() -> list[str]:
+    """The pages whose accessibility is checked in this run."""
+    return every() if os.environ.get("PFCORE_EVERY_PAGE") else KINDS

@@ -134,13 +134,16 @@ def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) ->
         _screenshot(page, name, view)
         page.evaluate(OPEN)
         page.evaluate(SETTLE)
-        page.evaluate(Path(AXE_FILE_PATH).read_text(encoding="utf-8"))
-        found.violations["light"] = page.evaluate(AXE, RULES if thorough else LAYOUT)
+        axe = name in pages.read_by_axe()
+        if axe:
+            page.evaluate(Path(AXE_FILE_PATH).read_text(encoding="utf-8"))
+            found.violations["light"] = page.evaluate(AXE, RULES if thorough else LAYOUT)
         if thorough:
             pages.set_theme(page, "dark")
             _screenshot(page, name, f"{view}-dark")
             page.evaluate(SETTLE)
-            found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
+            if axe:
+                found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
             page.set_viewport_size(TABLET)
             found.overflow[TABLET["width"]] = page.evaluate(OVERFLOW)
     return found
