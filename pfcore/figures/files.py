@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pfcore import experiments, records
 from pfcore.figures import parts, table
+from pfcore.figures.style import STYLE
 
 _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
@@ -103,7 +104,7 @@ def save(figure: Figure, path: str | Path) -> Path:
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": "pfcore"},
         ".png": {"Software": None},
     }
-    with mpl.rc_context({"svg.hashsalt": "pfcore"}):
+    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
         figure.savefig(
             path,
             format=path.suffix[1:],

@@ -307,7 +307,7 @@ def _series(artist: Artist, kind: str, part: dict[str, np.ndarray], look: dict[s
         return f"at x = {part['x'][0]:g}"
     color = look.get("color") or look.get("edge") or ""
     flow = _named(color) if isinstance(color, str) else None
-    return flow or {"lines": "lines", "line": "line"}.get(kind, kind)
+    return flow or kind
 
 
 def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
@@ -903,10 +903,9 @@ def put_together(drawing: Drawing, theme: str = "light", frame: int = -1) -> Fig
     """A figure, drawn from its parts in the colours of a theme; of an animation, one frame."""
     frame = range(num_frames(drawing))[frame]
     themed("#000000", theme)  # says so if there is no such theme
-    base = {"svg.hashsalt": "pfcore", **STYLE, "figure.constrained_layout.use": False}
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(base)
+        mpl.rcParams.update(STYLE | {"figure.constrained_layout.use": False})
         figure = Figure(
             figsize=drawing.page["size"], dpi=drawing.page["dots"], facecolor=BACKGROUND[theme]
         )
