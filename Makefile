@@ -172,6 +172,7 @@ colab: $(STAMP)  ## run every notebook with nothing but what Colab would give it
 
 citation: $(STAMP)  ## CITATION.cff against its schema
 	@echo "== citation: CITATION.cff against its schema"
+	@mkdir -p "$(BUILD)"
 	@if $(CFFCONVERT) --version >/dev/null 2>&1; then \
 	  $(CFFCONVERT) --validate --infile CITATION.cff >"$(BUILD)/citation.log" 2>&1 \
 	    || { cat "$(BUILD)/citation.log"; exit 1; }; \
