@@ -15,7 +15,7 @@ from pfcore import (
 from pfcore.descent import gradient_descent
 from pfcore.integrate import Trajectory, integrate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Trajectory",

@@ -1,5 +1,7 @@
 """Settings that every test runs under, and losses that many share."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -16,6 +18,12 @@ matplotlib.use("Agg")
 def _strict_promotion():
     """Mixing dtypes by accident is an error."""
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c():
+    """What a shell puts in the background ignores Ctrl-C, and so would all that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
