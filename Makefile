@@ -91,7 +91,7 @@ notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to c
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
 # With the programs of the environment whose folder of programs is $(1).
-unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -n $(JOBS) --doctest-modules pfcore tests
+unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -n $(JOBS) --dist loadgroup --doctest-modules pfcore tests
 
 # Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
 define test_versions

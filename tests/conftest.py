@@ -14,6 +14,11 @@ import pfcore
 matplotlib.use("Agg")
 
 
+def pytest_collection_modifyitems(items):
+    """The slowest first, so that no process works on one alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _strict_promotion():
     """Mixing dtypes by accident is an error."""

@@ -101,13 +101,18 @@ COLOURS = ["color-contrast", "link-in-text-block"]
 LAYOUT = {"rules": {**RULES["rules"], **{name: {"enabled": False} for name in COLOURS}}}
 
 
-def _screenshot(page: Any, name: str, view: str) -> None:
-    """A picture of the page for people, where `PFCORE_SCREENSHOTS` asks for them."""
+def _screenshots(page: Any, name: str, view: str) -> None:
+    """Pictures of the page for people, in both themes, where `PFCORE_SCREENSHOTS` asks for them."""
     if not os.environ.get("PFCORE_SCREENSHOTS"):
         return
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    picture = SCREENSHOTS / f"{name.removesuffix('.html').replace('/', '-')}-{view}.jpg"
-    page.screenshot(path=picture, full_page=True, scale="css", type="jpeg", quality=70)
+    stem = f"{name.removesuffix('.html').replace('/', '-')}-{view}"
+    for theme in ("dark", "light"):
+        pages.set_theme(page, theme)
+        page.evaluate(SCROLL)
+        page.evaluate(SETTLE)
+        picture = SCREENSHOTS / f"{stem}-{theme}.jpg"
+        page.screenshot(path=picture, full_page=True, scale="css", type="jpeg", quality=70)
 
 
 def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) -> Visit:
@@ -131,7 +136,7 @@ def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) ->
             overflow={page.viewport_size["width"]: page.evaluate(OVERFLOW)},
             violations={},
         )
-        _screenshot(page, name, view)
+        _screenshots(page, name, view)
         page.evaluate(OPEN)
         page.evaluate(SETTLE)
         axe = name in pages.read_by_axe()
@@ -140,7 +145,6 @@ def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) ->
             found.violations["light"] = page.evaluate(AXE, RULES if thorough else LAYOUT)
         if thorough:
             pages.set_theme(page, "dark")
-            _screenshot(page, name, f"{view}-dark")
             page.evaluate(SETTLE)
             if axe:
                 found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
