@@ -84,3 +84,13 @@ def test_the_same_under_tracing(jax_promotion):
     assert completed(ANALYTIC["softplus"]).tolist() == [True, True]
     with pytest.raises(ValueError, match="state='real'"):
         completed(NOT_ANALYTIC["relu"])
+
+
+def test_whatever_a_loss_raises_at_complex_params_names_the_way_out():
+    def loss(params):
+        if jnp.iscomplexobj(params):
+            raise RuntimeError("not for complex numbers")
+        return jnp.sum(params**2)
+
+    with pytest.raises(ValueError, match=r"not for complex numbers.*state='real'"):
+        principal_flow(loss, 0.1).init(jnp.ones(2))
