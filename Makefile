@@ -15,6 +15,10 @@ BUILD := _build
 
 # What the checks run: the processor only, so that results do not depend on the accelerator.
 CHECK := JAX_PLATFORMS=cpu
+# Unit tests compile thousands of small programs, and run each for a moment: XLA's optimisations cost
+# them more than half their time. `make unit FAST_COMPILE=` compiles as users do; so do test-oldest
+# and test-newest.
+FAST_COMPILE ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 # Where notebooks write when they are run to be compared, not to be kept.
 SCRATCH := $(BUILD)/check
 
@@ -125,7 +129,7 @@ types: $(STAMP)  ## types of pfcore
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
 	@echo "== unit: tests, and the examples in docstrings"
-	@$(call unit_tests,$(BIN))
+	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(call unit_tests,$(BIN))
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"

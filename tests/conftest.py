@@ -14,15 +14,14 @@ import pfcore
 matplotlib.use("Agg")
 
 
+def pytest_configure():
+    """Mixing dtypes by accident is an error, in the examples of docstrings too."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
 def pytest_collection_modifyitems(items):
     """The slowest first, so that no process works on one alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _strict_promotion():
-    """Mixing dtypes by accident is an error."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(autouse=True, scope="session")

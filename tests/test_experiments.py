@@ -635,7 +635,8 @@ def test_edge_on_several_devices_measured_every_third_step(edge, tmp_path):
     changes = (*TINY, *TRACKED, "every=3", "num_steps=18", "checkpoint_every=9")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
     }
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL_DEVICES, str(tmp_path), *changes],

@@ -21,7 +21,7 @@ TIMEOUT = 600  # for what hangs; a loaded machine may need minutes
 
 
 def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,

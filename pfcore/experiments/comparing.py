@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pfcore._checks import ArrayLike
 from pfcore.records import Record
@@ -40,7 +40,7 @@ def interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     if n == 1:
         return Interval(values[..., 0], np.full(values.shape[:-1], np.nan))
     error = np.std(values, axis=-1, ddof=1) / np.sqrt(n)
-    return Interval(np.mean(values, axis=-1), error * stats.t.ppf(0.5 + level / 2, n - 1))
+    return Interval(np.mean(values, axis=-1), error * special.stdtrit(n - 1, 0.5 + level / 2))
 
 
 def joined(first: Record, *others: Record) -> Record:

@@ -157,7 +157,7 @@ def principal_flow(
       >>> import jax.numpy as jnp, pfcore
       >>> loss = lambda x: x[0] ** 2 + 0.01 * x[1] ** 2
       >>> start, h = jnp.array([1.0, 1.0]), 0.9  # hλ = 1.8: gradient descent oscillates
-      >>> path = pfcore.integrate(pfcore.flows.principal_flow(loss, h), start, h * jnp.arange(3))
+      >>> path = pfcore.integrate(pfcore.flows.principal_flow(loss, h), start, h * jnp.arange(3.0))
       >>> steps = pfcore.gradient_descent(loss, start, h, 2)
       >>> bool(jnp.allclose(path.params, steps, atol=1e-5))
       True
