@@ -38,8 +38,10 @@ def scale_by_cdat(
 
     Along the direction $u$ that the update will take, minus what comes in,
 
-    $$h = \min\Bigl(\sigma\,\frac{\bar n}{\bar d},\; h_\text{max}\Bigr), \qquad
-    n = \max(-g^\top u, 0), \quad d = |u^\top H u| ,$$
+    $$\begin{gathered}
+    h = \min\Bigl(\sigma\,\frac{\bar n}{\bar d},\; h_\text{max}\Bigr), \\
+    n = \max(-g^\top u, 0), \quad d = |u^\top H u| ,
+    \end{gathered}$$
 
     where bars are exponential moving averages. $\sigma = 2$ is "on edge": the loss's quadratic
     model along $u$ ends where it began; $\sigma = 1$ is its minimum. For gradient descent without

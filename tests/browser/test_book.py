@@ -35,6 +35,7 @@ def test_mathematics_is_rendered(visit, name, view):
     assert math["raw"] == []
     assert math["blank"] == []
     assert math["rendered"] >= math["source"]
+    assert math["cut"] == [], "seen only by scrolling sideways"
 
 
 @each_page

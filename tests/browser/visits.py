@@ -40,6 +40,9 @@ MATH = r"""() => {
       .filter(e => !e.querySelector("mjx-container")).map(e => e.textContent.slice(0, 120)),
     failed: [...article.querySelectorAll("mjx-merror, merror, [data-mjx-error]")]
       .map(e => e.getAttribute("data-mjx-error") || e.textContent),
+    cut: [...article.querySelectorAll('mjx-container[display="true"]')]
+      .filter(e => e.scrollWidth > e.clientWidth + 1)
+      .map(e => (e.querySelector("mjx-assistive-mml") || e).textContent.slice(0, 120)),
     raw,
   };
 }"""
@@ -76,10 +79,11 @@ SCROLL = """async () => {
 }"""
 
 
-# A colour that is still fading is not the reader's.
-SETTLE = """() => Promise.all(document.getAnimations()
+# A colour that is still fading is not the reader's. Not waited for: Chromium may put off for ever
+# what fades where nobody sees it.
+SETTLE = """() => document.getAnimations()
   .filter(a => Number.isFinite(a.effect.getComputedTiming().endTime))
-  .map(a => a.finished.catch(() => null)))"""
+  .forEach(a => a.finish())"""
 # What is folded away is read too.
 OPEN = """() => {
   document.querySelectorAll("article details").forEach(fold => { fold.open = true; });
