@@ -1,6 +1,7 @@
 """The command line: list the experiments, run one, take up a stopped one, draw a figure again."""
 
 import signal
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -15,16 +16,18 @@ app = typer.Typer(
     help="Experiments of the book on gradient descent in continuous time.",
 )
 STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
+WIDTH = 72  # columns of what is listed, which the book shows without scrolling
 
 
 @app.command("list")
 def list_experiments() -> None:
-    """List the experiments, and the problems that they can be run on."""
+    """List the experiments and their problems."""
     width = max(map(len, experiments.EXPERIMENTS))
     for name in experiments.EXPERIMENTS:
         typer.echo(f"{name:{width}}  {experiments.summary(name)}")
     typer.echo(f"\nProfiles: {', '.join(experiments.PROBLEMS)}")
-    typer.echo(f"Problems (--set problem=NAME): {', '.join(experiments.PROBLEMS['quick'])}")
+    problems = f"Problems (--set problem=NAME): {', '.join(experiments.PROBLEMS['quick'])}"
+    typer.echo(textwrap.fill(problems, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
 
 
 @app.command()
@@ -46,7 +49,10 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
 ) -> None:
-    """Run an experiment; its arrays and where they came from are stored in a folder."""
+    """Run an experiment and keep its record.
+
+    Its arrays, and where they came from, are stored in a folder.
+    """
     out = Path("runs") / f"{name}-{profile}" if out is None else out
     # A scheduler that wants its machine back asks with SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,7 +80,7 @@ def redraw(
     target: Annotated[Path, typer.Argument(help="What to write: a .svg, .pdf or .png.")],
     theme: Annotated[str, typer.Option(help="light, or dark for a dark page.")] = "light",
 ) -> None:
-    """Draw a figure of the book again, from its data alone."""
+    """Draw a figure again from its data alone."""
     try:
         csv = figures.contents(source).csv if source.suffix == ".png" else source
         figures.save(figures.redraw(csv, theme), target)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pfcore import experiments, records
+from pfcore import cli, experiments, records
 from pfcore.cli import app
 from pfcore.experiments import edge_of_stability, running
 
@@ -66,6 +66,13 @@ def test_list_shows_every_experiment():
     assert "Profiles: quick, full" in found.stdout
     for problem in experiments.PROBLEMS["quick"]:
         assert problem in found.stdout
+    assert max(map(len, found.stdout.splitlines())) <= cli.WIDTH
+
+
+def test_help_says_what_each_command_does_to_the_end():
+    found = invoke("--help")
+    for command in ("list", "run", "redraw"):
+        assert re.search(rf"^[ │]*{command} +[A-Z].*\.[ │]*$", found.stdout, re.M), found.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "--help"]])

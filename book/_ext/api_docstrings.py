@@ -5,6 +5,7 @@ out what says nothing (the numbered aliases of a NamedTuple's fields), and links
 lines in the repository, at the tag of the version that is documented.
 """
 
+import collections
 import dataclasses
 import importlib
 import inspect
@@ -233,11 +234,19 @@ class Overviews(SphinxPostTransform):
             node.replace_self(listed)
 
     def _entries(self, page: str) -> Iterator[nodes.Node]:
+        """Links named by the last word; by two where several end in the same."""
         shown = ("function", "class", "data", "exception")
-        for name, entry in self.env.get_domain("py").objects.items():
-            if entry.docname == page and entry.objtype in shown and not entry.aliased:
-                yield _to_entry(name, name.rpartition(".")[2], self.env.docname)
-                yield nodes.Text(" ")
+        names = [
+            name
+            for name, entry in self.env.get_domain("py").objects.items()
+            if entry.docname == page and entry.objtype in shown and not entry.aliased
+        ]
+        ends = collections.Counter(name.split(".")[-1] for name in names)
+        for name in names:
+            *_, module, end = name.split(".")
+            alone = ends[end] == 1 or f"pfcore.{module}.{end}" == name
+            yield _to_entry(name, end if alone else f"{module}.{end}", self.env.docname)
+            yield nodes.Text(" ")
 
 
 def _to_page(page: str, shown: nodes.Node) -> addnodes.pending_xref:

@@ -1,4 +1,4 @@
-// For readers who come by keyboard, from a folder, or to print.
+// For readers who come by keyboard, by search, from a folder, or to print.
 (() => {
   "use strict";
 
@@ -32,6 +32,50 @@
   // Sphinx's search reads the pages that it found to quote them, which a folder does not allow.
   if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") {
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  }
+
+  // It quotes formulas as they are written, in TeX: a reader gets their letters.
+  const LETTERS = {
+    alpha: "α", beta: "β", gamma: "γ", delta: "δ", Delta: "Δ", epsilon: "ε", varepsilon: "ε",
+    lambda: "λ", Lambda: "Λ", mu: "μ", nabla: "∇", phi: "φ", varphi: "φ", pi: "π", rho: "ρ",
+    sigma: "σ", Sigma: "Σ", tau: "τ", theta: "θ", xi: "ξ", sum: "∑", int: "∫", partial: "∂",
+    infty: "∞", cdot: "·", cdots: "…", ldots: "…", dots: "…", times: "×", pm: "±", top: "ᵀ",
+    le: "≤", leq: "≤", ge: "≥", geq: "≥", ne: "≠", neq: "≠", approx: "≈", sim: "∼", in: "∈",
+    to: "→", mapsto: "↦", quad: " ", qquad: " ", log: "log", exp: "exp", min: "min", max: "max",
+    Re: "Re", Im: "Im", cos: "cos", sin: "sin", tanh: "tanh",
+  };
+  const whole = part => (/^[^\s+\-−·/]*$/.test(part) ? part : `(${part})`);
+  function letters(tex) {
+    let text = tex
+      .replace(/\\(begin|end)\{[a-z]+\*?\}|\\(label|tag)\{[^}]*\}|\\[()[\]]|\\(left|right)\b/g, "")
+      .replace(/\\([dt]?frac)\s*(\w)\s*(\w)/g, "\\$1{$2}{$3}")
+      .replace(/\\([A-Za-z]+)\s*/g, (all, name) => LETTERS[name] ?? (/frac$/.test(name) ? all : ""))
+      .replace(/\\[,;:!\\ ]|~|&/g, " ")
+      .replace(/\\\|/g, "‖");
+    // From the innermost braces outwards.
+    for (let before = ""; before !== text;) {
+      before = text;
+      text = text
+        .replace(/\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}/g,
+          (_, over, under) => `${whole(over)}/${whole(under)}`)
+        .replace(/([\^_])\{([^{}]*)\}/g, (_, mark, part) => mark + whole(part))
+        .replace(/(\\[dt]?frac\s*|\})?\{([^{}]*)\}(?!\s*\{)/g,
+          (all, fraction, part) => (fraction ? all : part));
+    }
+    return text.replace(/\\|[{}]/g, "");
+  }
+  // Quoted is what is read first: no code, no list of contents, no box beneath a figure.
+  const PASSED = ".cell_input, .onlyprint, .figure-files, .toggle-details";
+  if (typeof Search === "object") {
+    const read = Search.htmlToText;
+    Search.htmlToText = (html, anchor) => {
+      const page = new DOMParser().parseFromString(html, "text/html");
+      for (const passed of page.querySelectorAll(PASSED)) passed.remove();
+      for (const math of page.querySelectorAll(".math")) {
+        math.textContent = letters(math.textContent);
+      }
+      return read(page.documentElement.outerHTML, anchor);
+    };
   }
 
   // Paper is light.

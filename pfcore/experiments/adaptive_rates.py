@@ -376,7 +376,7 @@ def plan(config: Config) -> running.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Train with many ways to choose the learning rate, on one budget.
+    r"""Compare learning rates on one budget.
 
     Every method starts from the same weights for the same seed, sees the same batches in the same
     order, and stops where its budget is spent, or at the first loss that is not finite.

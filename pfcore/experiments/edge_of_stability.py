@@ -92,7 +92,7 @@ def plan(config: Config) -> running.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Train at a fixed learning rate and follow the sharpness.
+    r"""Train at one rate and follow the sharpness.
 
     Gradient descent $\theta_{k+1} = \theta_k - h\,g(\theta_k)$ on the full batch. At every
     measured step: loss, the largest eigenvalues $\lambda_i$ of the Hessian with residuals, the

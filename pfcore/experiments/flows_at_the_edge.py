@@ -200,7 +200,7 @@ def stacked(path: Params) -> np.ndarray:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Follow gradient descent and flows from the same points of training.
+    r"""Follow descent and flows from the same points.
 
     Train at $h$ to each of P starts; from there take $T$ more steps, and follow each flow over the
     same time $t = kh$.

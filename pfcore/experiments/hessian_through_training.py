@@ -133,7 +133,9 @@ def plan(config: Config) -> running.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Take the Hessian's spectral density and its largest eigenvalues along training.
+    r"""Take the Hessian's spectrum along training.
+
+    Its spectral density, its trace, and its eigenvalues at either end.
 
     Args:
       config: see `Config`.

@@ -123,7 +123,7 @@ def plan(config: Config) -> running.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Change the learning rate at the edge of stability, and follow each choice.
+    r"""Change the learning rate at the edge.
 
     Gradient descent at $h$ until `change_at`; from that point once at each
     $\text{factor}\cdot h$.

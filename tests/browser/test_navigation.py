@@ -5,6 +5,7 @@ import re
 
 import pages
 import pytest
+import visits
 from bs4 import BeautifulSoup
 
 pytestmark = pytest.mark.browser
@@ -145,6 +146,19 @@ def test_search_finds_what_a_page_says(browser, address, words, view):
         page.wait_for_url("**/book/**")
         text = page.inner_text("article").lower()
         assert all(word.lower() in text for word in words.split())
+        assert log.errors == []
+
+
+def test_what_search_quotes_is_read_on_a_phone(browser, address):
+    """In words and letters, not in TeX or code, and no wider than the screen."""
+    found = f"{address}search.html?q=sharpness"
+    with pages.opened(browser, found, **pages.VIEWS["phone"]) as (page, log):
+        page.wait_for_function("document.querySelectorAll('#search-results .context').length > 15")
+        quoted = page.locator("#search-results .context").all_text_contents()
+        assert any("λ_0" in text for text in quoted)
+        assert [text for text in quoted if "\\" in text or "import " in text] == []
+        overflow = page.evaluate(visits.OVERFLOW)
+        assert overflow["page"] <= overflow["view"], overflow["wide"]
         assert log.errors == []
 
 
