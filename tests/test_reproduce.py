@@ -214,6 +214,15 @@ def times(tool, path, *runs, profile="quick", where="2 CPU cores"):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_the_longest_run_first_and_the_collector_when_they_are_done(tool):
+    paths = [Path(f"{name}.ipynb") for name in ("claims", "short", "new", "long")]
+    groups = tool("notebooks").split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
+    assert [[path.stem for path in group] for group in groups] == [
+        ["new", "long", "short"],
+        ["claims"],
+    ]
+
+
 def test_times_change_only_where_they_differ_by_more_than_a_fifth(tool, tmp_path):
     path = tmp_path / "times.json"
     times(tool, path, run_of(tool, "a", 10.04), run_of(tool, "b", 20.0))

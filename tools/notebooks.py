@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -73,13 +73,28 @@ def listed(root: Path = ROOT) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def split_collector(paths: Sequence[Path]) -> list[list[Path]]:
-    """What can run side by side, then what must wait for it."""
+def split_collector(paths: Sequence[Path], seconds: Mapping[str, float]) -> list[list[Path]]:
+    """What can run side by side, the longest first, so that no process works on one alone at the
+    end; then what must wait for it.
+
+    Args:
+      paths: of the notebooks.
+      seconds: that each takes, by name, as far as they are known.
+    """
+    unknown = float("inf")
     groups = [
         [path for path in paths if path.stem != COLLECTOR],
         [path for path in paths if path.stem == COLLECTOR],
     ]
+    groups[0].sort(key=lambda path: seconds.get(path.stem, unknown), reverse=True)
     return [group for group in groups if group]
+
+
+def last_time(profile: str) -> dict[str, float]:
+    """Seconds that each notebook took when it was stored."""
+    path = ROOT / "book" / TIMES
+    stored = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+    return {name: kinds[profile]["seconds"] for name, kinds in stored.items() if profile in kinds}
 
 
 def shown(path: Path, root: Path = ROOT) -> str:
@@ -258,7 +273,7 @@ def executed(
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
       starting: called with the path of each notebook that begins.
     """
-    for group in split_collector(paths):
+    for group in split_collector(paths, last_time(env["PFCORE_PROFILE"])):
         waiting = collections.deque(group)
         with ProcessPoolExecutor(max_workers=min(jobs, len(group))) as pool:
             running: dict[Future[Run], Path] = {}
@@ -410,12 +425,12 @@ def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     env["PFCORE_CLAIMS_DIR"] = str(folder.resolve())
     status = 0
-    for group in split_collector(paths):
+    for group in split_collector(paths, last_time("quick")):
         command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
         command += [f"--nbval-cell-timeout={timeout}"]
         if len(group) > 1:
-            # A notebook's cells share a kernel, hence one worker for each file.
-            command += ["-n", str(jobs), "--dist", "loadfile"]
+            # A notebook's cells share a kernel, hence one worker for each file; in the order given.
+            command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"]
         command += [str(path) for path in group]
         status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode or status
     return status

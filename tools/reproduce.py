@@ -30,10 +30,10 @@ from notebooks import (
     CELL_TIMEOUT,
     COLLECTOR,
     ROOT,
-    TIMES,
     Run,
     environment,
     executed,
+    last_time,
     listed,
     machine,
     stage,
@@ -152,13 +152,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def last_time(profile: str) -> dict[str, float]:
-    """Seconds that each notebook took when it was stored."""
-    path = ROOT / "book" / TIMES
-    stored = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
-    return {name: kinds[profile]["seconds"] for name, kinds in stored.items() if profile in kinds}
 
 
 def prepare(source: Path, records: Path | None) -> None:
