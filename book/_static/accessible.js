@@ -64,8 +64,8 @@
     }
     return text.replace(/\\|[{}]/g, "");
   }
-  // Quoted is what is read first: no code, no list of contents, no box beneath a figure.
-  const PASSED = ".cell_input, .onlyprint, .figure-files, .toggle-details";
+  // Quoted is what the article says: no code, no title, no box beneath a figure.
+  const PASSED = ".cell_input, .figure-files, .rerun, .eqno, .equation-code, h1, summary";
   if (typeof Search === "object") {
     const read = Search.htmlToText;
     Search.htmlToText = (html, anchor) => {
@@ -74,7 +74,9 @@
       for (const math of page.querySelectorAll(".math")) {
         math.textContent = letters(math.textContent);
       }
-      return read(page.documentElement.outerHTML, anchor);
+      const article = page.querySelector("article");
+      if (article) page.querySelector('[role="main"]').replaceChildren(article);
+      return read(page.documentElement.outerHTML, anchor).replace(/\s+/g, " ").trim();
     };
   }
 

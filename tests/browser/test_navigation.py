@@ -157,6 +157,7 @@ def test_what_search_quotes_is_read_on_a_phone(browser, address):
         quoted = page.locator("#search-results .context").all_text_contents()
         assert any("λ_0" in text for text in quoted)
         assert [text for text in quoted if "\\" in text or "import " in text] == []
+        assert min(map(len, quoted)) > 100
         overflow = page.evaluate(visits.OVERFLOW)
         assert overflow["page"] <= overflow["view"], overflow["wide"]
         assert log.errors == []
