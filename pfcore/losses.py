@@ -215,8 +215,8 @@ def full_batch(
     r"""Full-batch loss of a network, as a function of its parameters.
 
     * "mse": $E(\theta) = \frac1n \sum_i \tfrac12 \|f_\theta(x_i) - y_i\|^2$
-    * "cross_entropy": $E(\theta) = -\frac1n \sum_i \sum_j y_{ij} \log
-      \operatorname{softmax}(f_\theta(x_i))_j$; with one output, the logistic loss.
+    * "cross_entropy": $E(\theta) = -\frac1n \sum_{i,j} y_{ij} \log p_{ij}$ with
+      $p_i = \operatorname{softmax} f_\theta(x_i)$; with one output, the logistic loss.
 
     Both are analytic in $\theta$ where the network is, and may be called at complex parameters.
 

@@ -82,8 +82,8 @@ def quadratic_form(matrix: ArrayLike, vector: ArrayLike | None = None) -> Object
 
 
 quadratic = quadratic_form(np.diag([2.0, 0.02]))
-r"""$E(x, y) = x^2 + 0.01\,y^2$: one steep direction ($\lambda = 2$), one flat ($\lambda = 0.02$).
-Minimum at (0, 0)."""
+r"""$E(x, y) = x^2 + 0.01\,y^2$, with one steep direction ($\lambda = 2$) and one flat
+($\lambda = 0.02$). Minimum at (0, 0)."""
 
 
 def _banana(params: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def _banana(params: jax.Array) -> jax.Array:
 
 
 banana = Objective("banana", _banana, _array([[-1.5, 1.5], [-0.5, 2]]), _array([[1, 1]]))
-r"""Rosenbrock's function, $E(x, y) = (1 - x)^2 + 100\,(y - x^2)^2$: a curved, flat valley.
+r"""Rosenbrock's function, $E(x, y) = (1 - x)^2 + 100\,(y - x^2)^2$, a curved, flat valley.
 Minimum 0 at (1, 1)."""
 
 
@@ -114,8 +114,8 @@ himmelblau = Objective(
         ]
     ),
 )
-r"""Himmelblau's function, $E(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2$: four minima of value 0,
-one of them at (3, 2)."""
+r"""Himmelblau's function, $E(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2$, with four minima of
+value 0, one of them at (3, 2)."""
 
 
 def _saddle(params: jax.Array) -> jax.Array:
@@ -124,7 +124,8 @@ def _saddle(params: jax.Array) -> jax.Array:
 
 
 saddle = Objective("saddle", _saddle, _array([[-1, 1], [-1, 1]]), np.zeros((0, 2)))
-r"""$E(x, y) = \frac12(x^2 - y^2)$: eigenvalues 1 and -1, stationary at (0, 0), no minimum."""
+r"""$E(x, y) = \frac12(x^2 - y^2)$, with eigenvalues 1 and -1, stationary at (0, 0), without a
+minimum."""
 
 
 def _double_well(params: jax.Array) -> jax.Array:
@@ -135,8 +136,8 @@ def _double_well(params: jax.Array) -> jax.Array:
 double_well = Objective(
     "double well", _double_well, _array([[-1.8, 1.8], [-1.2, 1.2]]), _array([[-1, 0], [1, 0]])
 )
-r"""$E(x, y) = \frac14(x^2 - 1)^2 + \frac12 y^2$: minima of value 0 at (-1, 0) and (1, 0), where the
-eigenvalues are 2 and 1; a saddle at (0, 0)."""
+r"""$E(x, y) = \frac14(x^2 - 1)^2 + \frac12 y^2$, with minima of value 0 at (-1, 0) and (1, 0),
+where the eigenvalues are 2 and 1, and a saddle at (0, 0)."""
 
 
 def _cosine(params: jax.Array) -> jax.Array:
@@ -147,7 +148,7 @@ def _cosine(params: jax.Array) -> jax.Array:
 cosine = Objective(
     "cosine", _cosine, _array([[-2 * np.pi, 2 * np.pi]]), _array([[-np.pi], [np.pi]])
 )
-r"""$E(x) = \cos x$ in one dimension: minima of value -1 at odd multiples of $\pi$, all with
-$\lambda = 1$."""
+r"""$E(x) = \cos x$ in one dimension, with minima of value -1 at odd multiples of $\pi$, all
+with $\lambda = 1$."""
 
 ALL = (quadratic, banana, himmelblau, saddle, double_well, cosine)

@@ -106,9 +106,9 @@ def _third_order_field(loss: Loss, learning_rate: jax.Array, t, params: Params) 
 def third_order_flow(loss: Loss, learning_rate: ScalarLike) -> Flow:
     r"""Third-order modified flow.
 
-    $\dot\theta = -g - \tfrac h2 Hg
-    - h^2\left[\tfrac13 H^2 g + \tfrac1{12}\nabla_\theta(g^\top H g)|_{g\text{ fixed}}\right]$,
-    which predicts one step of gradient descent to $O(h^4)$.
+    $\dot\theta = -g - \tfrac h2 Hg - h^2 w$, where
+    $w = \tfrac13 H^2 g + \tfrac1{12}\nabla_\theta(g^\top H g)|_{g\text{ fixed}}$. It predicts one
+    step of gradient descent to $O(h^4)$.
 
     Args:
       loss: $E$, from `params` to a real scalar.
@@ -207,10 +207,10 @@ def modified_coefficients_by_recursion(loss: Loss, params: Params, order: int) -
     r"""The coefficients $f_1, \dots, f_n$ by the recursion of backward error analysis.
 
     $f_1 = -\nabla E$ and
-    $f_j = -\sum_{i=2}^{j} \frac1{i!} \sum_{k_1+\dots+k_i=j} D_{k_1}\cdots D_{k_{i-1}} f_{k_i}$,
-    where $(D_k v)(\theta) = v'(\theta)\,f_k(\theta)$ is one forward-mode derivative. The textbook's
-    way, to read and to test `modified_coefficients` against: at order 5 it takes minutes to
-    compile.
+    $f_j = -\sum_{i=2}^{j} \frac1{i!} \sum D_{k_1}\cdots D_{k_{i-1}} f_{k_i}$, the inner sum over
+    all $k_1 + \dots + k_i = j$, where $(D_k v)(\theta) = v'(\theta)\,f_k(\theta)$ is one
+    forward-mode derivative. The textbook's way, to read and to test `modified_coefficients`
+    against: at order 5 it takes minutes to compile.
     """
     terms: list[Callable[[Params], Params]] = [lambda p: scale(-1.0, gradient(loss, p))]
 

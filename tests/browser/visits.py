@@ -40,8 +40,11 @@ MATH = r"""() => {
       .filter(e => !e.querySelector("mjx-container")).map(e => e.textContent.slice(0, 120)),
     failed: [...article.querySelectorAll("mjx-merror, merror, [data-mjx-error]")]
       .map(e => e.getAttribute("data-mjx-error") || e.textContent),
-    cut: [...article.querySelectorAll('mjx-container[display="true"]')]
-      .filter(e => e.scrollWidth > e.clientWidth + 1)
+    // Within a line a formula has no width of its own to overflow, but a place where it ends.
+    cut: [...article.querySelectorAll("mjx-container")]
+      .filter(e => e.hasAttribute("display") ? e.scrollWidth > e.clientWidth + 1
+        : e.checkVisibility()
+          && e.getBoundingClientRect().right > document.scrollingElement.clientWidth + 1)
       .map(e => (e.querySelector("mjx-assistive-mml") || e).textContent.slice(0, 120)),
     raw,
   };
