@@ -15,11 +15,10 @@ BUILD := _build
 
 # What the checks run: the processor only, so that results do not depend on the accelerator.
 CHECK := JAX_PLATFORMS=cpu
-# Half the time of tests and of notebooks goes into compiling programs, of which most run for a
-# moment: XLA optimises them less here, the notebooks' long runs a little more than the tests' short
-# ones. `make unit UNIT_XLA=` and `make nbval NBVAL_XLA=` compile as users do; so does all else.
-UNIT_XLA  ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
-NBVAL_XLA ?= --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
+# Unit tests compile thousands of small programs, and run each for a moment: XLA's optimisations cost
+# them more than half their time. `make unit FAST_COMPILE=` compiles as users do; so do test-oldest
+# and test-newest.
+FAST_COMPILE ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 # Where notebooks write when they are run to be compared, not to be kept.
 SCRATCH := $(BUILD)/check
 
@@ -130,12 +129,12 @@ types: $(STAMP)  ## types of pfcore
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
 	@echo "== unit: tests, and the examples in docstrings"
-	@XLA_FLAGS="$(UNIT_XLA) $${XLA_FLAGS:-}" $(call unit_tests,$(BIN))
+	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(call unit_tests,$(BIN))
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"
 	@rm -rf "$(SCRATCH)"
-	@XLA_FLAGS="$(NBVAL_XLA) $${XLA_FLAGS:-}" $(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS)
+	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS)
 
 claims: nbval  ## the claims' verdicts and numbers against the stored ones
 	@echo "== claims: fresh against stored"

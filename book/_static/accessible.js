@@ -65,18 +65,18 @@
     return text.replace(/\\|[{}]/g, "");
   }
   // Quoted is what the article says: no code, no title, no box beneath a figure.
-  const PASSED = ".cell_input, .figure-files, .rerun, .eqno, .equation-code, h1, summary";
+  const PASSED = ".cell_input, .figure-files, .rerun, .eqno, .equation-code, .headerlink, h1,"
+    + " summary, script, style";
   if (typeof Search === "object") {
-    const read = Search.htmlToText;
     Search.htmlToText = (html, anchor) => {
       const page = new DOMParser().parseFromString(html, "text/html");
       for (const passed of page.querySelectorAll(PASSED)) passed.remove();
       for (const math of page.querySelectorAll(".math")) {
         math.textContent = letters(math.textContent);
       }
-      const article = page.querySelector("article");
-      if (article) page.querySelector('[role="main"]').replaceChildren(article);
-      return read(page.documentElement.outerHTML, anchor).replace(/\s+/g, " ").trim();
+      const article = page.querySelector("article") || page.body;
+      const part = (anchor && article.querySelector(anchor)) || article;
+      return part.textContent.replace(/\s+/g, " ").trim();
     };
   }
 
