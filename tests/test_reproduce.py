@@ -5,8 +5,10 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -168,12 +170,18 @@ def small_book(tmp_path):
     return root
 
 
-def call(root, *arguments):
+def setting(root, tool):
+    """The command of one of the tools of `root`, and what its process is started with."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PFCORE_")}
+    options = {"env": environment | {"JAX_PLATFORMS": "cpu"}, "cwd": root}
+    return [sys.executable, str(root / "tools" / f"{tool}.py")], options
+
+
+def call(root, *arguments):
+    command, options = setting(root, "reproduce")
     return subprocess.run(
-        [sys.executable, str(root / "tools" / "reproduce.py"), *map(str, arguments)],
-        env=environment | {"JAX_PLATFORMS": "cpu"},
-        cwd=root,
+        [*command, *map(str, arguments)],
+        **options,
         capture_output=True,
         text=True,
         check=False,
@@ -200,6 +208,50 @@ def test_the_exit_status_and_the_reports_say_what_came_out(small_book):
     again = call(small_book, "book/good.ipynb")
     assert again.returncode == 0, again.stdout
     assert "1 claim on 1 page: 1 reproduced" in again.stdout
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_stopped_leaves_nothing_that_runs(small_book, number):
+    """A signal to the tool alone ends its workers and their kernels, and nothing is stored."""
+    path = small_book / "book" / "bad.ipynb"
+    path.write_text(
+        notebook(
+            "import os, time\nfrom pathlib import Path\n"
+            "Path('pid.part').write_text(str(os.getpid()))\nos.rename('pid.part', 'pid')\n"
+            "time.sleep(300)"
+        )
+    )
+    before = path.read_bytes()
+    command, options = setting(small_book, "notebooks")
+    running = subprocess.Popen(
+        [*command, "execute", "--in-place", str(path)], **options, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        pid = small_book / "book" / "pid"
+        wait_until(pid.is_file)
+        running.send_signal(number)
+        # Its workers write to the same pipe, which ends when the last of them does.
+        printed, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and printed.endswith("interrupted\n")
+    wait_until(lambda: gone(int(pid.read_text())))
+    assert path.read_bytes() == before
 
 
 # Times

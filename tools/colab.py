@@ -25,7 +25,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
-from notebooks import CELL_TIMEOUT, ROOT, Run, environment, executed, listed
+from notebooks import (
+    CELL_TIMEOUT,
+    ROOT,
+    STOPPED,
+    Run,
+    end_as_interrupted,
+    environment,
+    executed,
+    listed,
+)
 from tables import aligned
 
 # What the wheel is built from.
@@ -182,12 +191,13 @@ def main() -> int:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         parser.error(f"no such notebook: {', '.join(missing)}")
+    end_as_interrupted()
     with tempfile.TemporaryDirectory(prefix="pfcore-colab-") as folder:
         try:
             runs = check(paths, Path(folder).resolve(), args.profile, args.jobs)
         except KeyboardInterrupt:
             print("   interrupted")
-            return 130
+            return STOPPED
     print(table(runs))
     return int(any(run.problem for run in runs))
 

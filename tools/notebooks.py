@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
 TIMES = "times.json"  # beside the notebooks
+STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 # What is kept of an earlier measurement that came out as long, or as large, up to this share.
 SAME = 0.2
 MAX_BYTES = 2_000_000
@@ -251,6 +253,11 @@ def stage(into: Path) -> None:
     shutil.copytree(ROOT / "book", into / "book", ignore=leave_out)
 
 
+def end_as_interrupted() -> None:
+    """Let SIGTERM end this process as Ctrl-C does; else its notebooks would go on without it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def executed(
     paths: Sequence[Path],
     *,
@@ -263,7 +270,7 @@ def executed(
     """Run notebooks, up to `jobs` at a time, and yield each as it ends.
 
     A failing notebook does not stop the others. An interruption stops all of them, and their
-    kernels, before it is passed on.
+    kernels, before it is passed on; for SIGTERM see `end_as_interrupted`.
 
     Args:
       paths: of the notebooks.
@@ -275,7 +282,11 @@ def executed(
     """
     for group in split_collector(paths, last_time(env["PFCORE_PROFILE"])):
         waiting = collections.deque(group)
-        with ProcessPoolExecutor(max_workers=min(jobs, len(group))) as pool:
+        with ProcessPoolExecutor(
+            max_workers=min(jobs, len(group)),
+            initializer=signal.signal,
+            initargs=(signal.SIGTERM, signal.SIG_DFL),
+        ) as pool:
             running: dict[Future[Run], Path] = {}
             try:
                 while waiting or running:
@@ -477,7 +488,12 @@ def main() -> int:
         root = args.into.resolve()
         stage(root)
         paths = [root / path.relative_to(ROOT) for path in paths]
-    runs = execute(paths, root=root, profile=args.profile, jobs=args.jobs)
+    end_as_interrupted()
+    try:
+        runs = execute(paths, root=root, profile=args.profile, jobs=args.jobs)
+    except KeyboardInterrupt:
+        print("   interrupted")
+        return STOPPED
     if args.in_place and not all(run.problem for run in runs):
         note_times(ROOT / "book" / TIMES, runs, args.profile, machine(args.profile))
     return int(any(run.problem for run in runs))

@@ -30,7 +30,9 @@ from notebooks import (
     CELL_TIMEOUT,
     COLLECTOR,
     ROOT,
+    STOPPED,
     Run,
+    end_as_interrupted,
     environment,
     executed,
     last_time,
@@ -43,7 +45,6 @@ from tables import aligned, markdown
 OUT = ROOT / "_build" / "reproduce"
 RECORDS = ROOT / "book" / "records"
 STATUSES = ("reproduced", "changed", "failed")
-STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 
 
 class Finding(NamedTuple):
@@ -327,6 +328,7 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
 
 def main() -> int:
     args = arguments()
+    end_as_interrupted()
     quick = args.profile == "quick"
     setting = {"profile": args.profile, "records": args.records}
     if not quick:
