@@ -51,6 +51,7 @@ def test_images_load_and_have_descriptions(visit, name, view):
 def test_page_is_no_wider_than_the_screen(visit, name, view):
     for width, overflow in visit(name, view).overflow.items():
         assert overflow["page"] <= overflow["view"] + 1, (width, overflow["wide"])
+        assert overflow["fallen"] == [], (width, "links that hang out of a signature's box")
 
 
 @each_page

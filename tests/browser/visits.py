@@ -17,7 +17,8 @@ class Visit(NamedTuple):
     math: dict[str, Any]
     images: list[dict[str, Any]]
     links: list[str]
-    # Width of the screen -> what is wider; the desktop's pages are also read as on a tablet.
+    # Width of the screen -> what is wider than it, or than its own box; the desktop's pages are
+    # also read as on a tablet.
     overflow: dict[int, dict[str, Any]]
     # Colour theme -> what axe-core finds wrong: rule, impact, and where.
     violations: dict[str, list[dict[str, Any]]]
@@ -67,7 +68,11 @@ OVERFLOW = """() => {
   const wide = [...document.querySelectorAll("article *")]
     .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e))
     .slice(0, 5).map(e => e.outerHTML.slice(0, 160));
-  return {page: page.scrollWidth, view: width, wide};
+  const inside = (e, box) => e.bottom <= box.bottom + 1 && e.right <= box.right + 1;
+  const fallen = [...document.querySelectorAll("article dt.sig > a")]
+    .filter(e => !inside(e.getBoundingClientRect(), e.parentElement.getBoundingClientRect()))
+    .map(e => e.parentElement.id);
+  return {page: page.scrollWidth, view: width, wide, fallen};
 }"""
 
 # Scrolls once through, so that images which load when seen have been seen.
