@@ -5,20 +5,14 @@ With `PFCORE_REQUIRE_BROWSER` set, a machine without a browser fails instead of 
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import chromium
 import pages
 import pytest
+import serving
 import visits
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +20,9 @@ def address() -> Iterator[str]:
     """The book, served to this machine alone: `http://127.0.0.1:…/`."""
     if not (pages.HTML / "index.html").is_file():
         pytest.fail(f"no book in {pages.HTML}; make html builds it")
-    handler = functools.partial(_Quiet, directory=str(pages.HTML))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    server = serving.Server(pages.HTML)
+    yield server.address
+    server.stop()
 
 
 @pytest.fixture(scope="session")
