@@ -81,8 +81,14 @@
   async function register() {
     await navigator.serviceWorker.register(new URL("worker.js", root), {scope: root.pathname});
     await navigator.serviceWorker.ready;
-    // Else the browser may drop the copy when it wants room.
-    if (navigator.storage && navigator.storage.persist) await navigator.storage.persist();
+  }
+
+  // Once a visit is enough to see whether the book has changed.
+  async function refresh() {
+    if (sessionStorage.getItem(LIST) || !(await whole())) return;
+    sessionStorage.setItem(LIST, "seen");
+    await register();
+    await keep();
   }
 
   async function remove() {
@@ -119,6 +125,8 @@
     try {
       await keep((done, all) => Object.assign(bar, {value: done, max: all}));
       await register();
+      // Else the browser may drop the copy when it wants room.
+      if (navigator.storage && navigator.storage.persist) await navigator.storage.persist();
       await present(place);
     } catch (error) {
       show(
@@ -132,7 +140,7 @@
   }
 
   async function present(place) {
-    const copy = await whole();
+    const copy = await whole().catch(() => null); // some browsers refuse to look
     if (copy) {
       const {release, bytes} = copy.list;
       show(
@@ -157,14 +165,12 @@
 
   const place = document.getElementById("keep-offline");
   if (able) {
-    // Once a visit is enough to see whether the book has changed.
-    const seen = sessionStorage.getItem(LIST);
-    sessionStorage.setItem(LIST, "seen");
-    const current = seen ? Promise.resolve() : whole().then(copy => copy && keep());
-    current.catch(() => {}).then(() => place && present(place));
+    refresh()
+      .catch(() => {}) // the copy that is there stays
+      .then(() => place && present(place));
   } else if (place) {
     place.textContent = served
-      ? "This browser cannot keep pages of this address: that takes https."
+      ? "This browser cannot keep these pages here: that takes https, and no private window."
       : "You are reading a copy of your own, which needs no network.";
   }
 })();
