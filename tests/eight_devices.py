@@ -158,7 +158,7 @@ def test_accuracy(microbatch):
 def test_numbers_of_samples_that_devices_do_not_divide():
     """JAX does not shard them; copies of all on every device give the same loss."""
     inputs, targets = data("mlp", N - 1)
-    with pytest.raises(ValueError, match=r"partitioned 8 times, but the dimension size is 63"):
+    with pytest.raises(ValueError, match=r"\b8\b.*\b63\b"):
         jax.device_put(inputs, shards())
     loss, params = build("mlp", inputs, targets)
     copies = jax.device_put((inputs, targets), jax.NamedSharding(shards().mesh, jax.P()))
