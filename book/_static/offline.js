@@ -109,7 +109,7 @@
     if (action) {
       const button = document.createElement("button");
       button.type = "button";
-      button.className = "btn btn-outline-primary";
+      button.className = "btn";
       button.textContent = action;
       button.addEventListener("click", onAction, {once: true});
       shown.unshift(button);

@@ -123,6 +123,7 @@ def each(names: Iterable[str] | None = None) -> list[Any]:
 # `make access` all of them.
 KINDS = [
     "book/intro.html",
+    "book/reading.html",
     "book/principal_flow.html",
     "book/edge_of_stability.html",
     "book/playground.html",
