@@ -1,27 +1,46 @@
-"""Continuous-time models of gradient descent: flows, Hessian spectra, stability."""
+"""Continuous-time models of gradient descent: flows, Hessian spectra, stability.
 
-from pfcore import (
-    curvature,
-    datasets,
-    experiments,
-    flows,
-    learning_rates,
-    losses,
-    networks,
-    objectives,
-    records,
-    stability,
-)
-from pfcore.descent import gradient_descent
-from pfcore.integrate import Trajectory, integrate
+Submodules are imported when they are first used. `import pfcore` alone loads none of them, and
+Diffrax is loaded when something is integrated.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfcore import (
+        claims,
+        curvature,
+        datasets,
+        experiments,
+        figures,
+        flows,
+        learning_rates,
+        losses,
+        networks,
+        objectives,
+        records,
+        stability,
+    )
+    from pfcore._integrate import Trajectory, integrate
+    from pfcore.descent import gradient_descent
 
 __version__ = "0.2.0"
 
+# Where the names that are not submodules come from.
+_HOMES = {
+    "Trajectory": "pfcore._integrate",
+    "gradient_descent": "pfcore.descent",
+    "integrate": "pfcore._integrate",
+}
+
 __all__ = [
     "Trajectory",
+    "claims",
     "curvature",
     "datasets",
     "experiments",
+    "figures",
     "flows",
     "gradient_descent",
     "integrate",
@@ -32,3 +51,18 @@ __all__ = [
     "records",
     "stability",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        found = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in __all__:
+        found = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

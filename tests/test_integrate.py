@@ -107,6 +107,42 @@ def test_other_solvers():
     np.testing.assert_allclose(path.params[0], np.exp(-EIGENVALUES) * START, rtol=1e-5)
 
 
+def test_implicit_solvers_for_stiff_flows():
+    """Curvatures 1 and 10⁴; the tolerances of the implicit equations are the controller's."""
+    curvatures = np.array([1.0, 1e4])
+    flow = negative_gradient_flow(lambda x: 0.5 * jnp.sum(curvatures * x**2))
+    path = pfcore.integrate(
+        flow, jnp.ones(2), [0.5, 1.0], rtol=1e-5, solver=diffrax.Kvaerno5(), max_steps=500
+    )
+    assert bool(path.completed)
+    # Kvaerno5 interpolates within a step to the third order only.
+    np.testing.assert_allclose(path.params[:, 0], np.exp([-0.5, -1.0]), rtol=1e-4)
+    np.testing.assert_allclose(path.params[1], [np.exp(-1), 0], rtol=1e-5, atol=1e-5)
+
+
+def test_state_of_many_arrays_and_dtypes():
+    """Real and complex arrays, a scalar and an empty array in one state."""
+    flow = Flow(
+        init=lambda p: {"z": jax.lax.complex(p, -p), "none": jnp.zeros((0, 2)), "s": p[0]},
+        vector_field=lambda t, s: {"z": 1j * s["z"], "none": s["none"], "s": -s["s"]},
+        position=lambda s: (s["z"].real, s["none"], s["s"]),
+    )
+    real, none, scalar = pfcore.integrate(flow, jnp.array([1.0, 2.0]), [0.0, 2.0]).params
+    np.testing.assert_allclose(real[1], (np.cos(2) + np.sin(2)) * np.array([1, 2]), rtol=1e-6)
+    np.testing.assert_allclose(scalar, np.exp([0.0, -2.0]), rtol=1e-6)
+    assert none.shape == (2, 0, 2)
+
+
+def test_compiled_program_calls_nothing_on_the_host():
+    """JAX's compilation cache keeps no program that does."""
+
+    def end(x):
+        return pfcore.integrate(pfcore.flows.principal_flow(QUADRATIC, 0.9), x, [1.0]).params
+
+    text = jax.jit(end).lower(jnp.asarray(START)).as_text()
+    assert "while" in text and "callback" not in text
+
+
 def test_derivative_through_the_integration():
     def end(x):
         return pfcore.integrate(negative_gradient_flow(QUADRATIC), x, [1.0]).params[0]

@@ -1,0 +1,43 @@
+"""What is imported, and when; each in a process of its own, since imports cannot be undone."""
+
+import subprocess
+import sys
+
+import pytest
+
+import pfcore
+
+
+def loaded_after(code: str) -> set[str]:
+    """Modules of a fresh interpreter that has run `code`."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_pfcore_alone_loads_nothing():
+    loaded = loaded_after("import pfcore")
+    assert not loaded & {"jax", "diffrax", "flax", "sklearn", "matplotlib", "orbax", "pfcore.flows"}
+
+
+def test_curvature_loads_neither_diffrax_nor_flax():
+    loaded = loaded_after("import pfcore; pfcore.curvature.hvp")
+    assert "jax" in loaded
+    assert not loaded & {"diffrax", "flax", "sklearn", "matplotlib", "pfcore.experiments"}
+
+
+@pytest.mark.parametrize("name", pfcore.__all__)
+def test_every_public_name_is_found(name):
+    assert getattr(pfcore, name) is vars(pfcore)[name]
+    assert name in dir(pfcore)
+
+
+def test_functions_are_not_hidden_by_modules():
+    import pfcore._integrate
+
+    assert callable(pfcore.integrate) and callable(pfcore.gradient_descent)
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'flow'"):
+        _ = pfcore.flow
