@@ -65,8 +65,9 @@ def real_dtype(params: Params) -> jnp.dtype:
 def _widest(params: Params) -> jnp.dtype:
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
     widest = dtypes[0]
-    for dtype in dtypes[1:]:
-        widest = jnp.promote_types(widest, dtype)
+    with jax.numpy_dtype_promotion("standard"):  # on purpose, whatever the caller's setting
+        for dtype in dtypes[1:]:
+            widest = jnp.promote_types(widest, dtype)
     return widest
 
 
