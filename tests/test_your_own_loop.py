@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -36,19 +35,25 @@ def test_two_lines_are_changed_and_shown():
     assert re.search(r"```diff\n(.*?)\n```", shown, re.DOTALL)[1].splitlines() == training
 
 
-@pytest.mark.skipif(
-    "PFCORE_DATA" not in os.environ,
-    reason="needs MNIST: PFCORE_DATA names no folder with its files",
-)
 @pytest.mark.parametrize("which", ["before", "after"])
-def test_the_script_runs_from_an_empty_file(which, tmp_path):
+def test_the_script_needs_nothing_but_itself(which, tmp_path):
+    """An empty file, one epoch: what the others print is in the page, and compared there."""
+    script = scripts()[which == "after"]
+    once = script.replace("range(1, 6)", "range(1, 2)")
+    assert once != script
     file = tmp_path / "train.py"
-    file.write_text(scripts()[which == "after"], encoding="utf-8")
+    file.write_text(once, encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, str(file)], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    accuracies = [float(x) for x in re.findall(r"test accuracy ([\d.]+)%", ran.stdout)]
-    assert len(accuracies) == 5
-    assert accuracies[-1] > (92 if which == "after" else 80)
+    (accuracy,) = re.findall(r"test accuracy ([\d.]+)%", ran.stdout)
+    assert float(accuracy) > (85 if which == "after" else 25)
     assert ("learning rate" in ran.stdout) == (which == "after")
+
+
+def test_mnist_is_one_changed_word():
+    for script in scripts():
+        line = next(line for line in script.splitlines() if "datasets.load" in line)
+        assert line.startswith('data = pfcore.datasets.load("digits")') and '"mnist"' in line
+        assert "64" not in script and "1797" not in script  # no size of the digits
