@@ -1,9 +1,12 @@
 # `make book` and `make test` need Python 3.11 or newer and make; they set up the rest in .venv.
 
+comma := ,
+
 VENV    ?= .venv
 PYTHON  ?=
 PROFILE ?= quick
-JOBS    ?= 2
+# How many notebooks, tests and browsers at a time.
+JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # For `make reproduce`: stored, or recompute, which takes hours; and RESUME=1 to go on with what was
 # interrupted.
 RECORDS ?= stored
@@ -22,9 +25,25 @@ FAST_COMPILE ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters
 # Where notebooks write when they are run to be compared, not to be kept.
 SCRATCH := $(BUILD)/check
 
+# JAX keeps what it compiled in this folder, from one command to the next: of this user, for this kind
+# of processor, outside the checkout. PFCORE_NO_CACHE=1 does without; what is a month old goes.
+ifeq ($(PFCORE_NO_CACHE),)
+  ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
+    CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pfcore
+    PROCESSOR := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/dev/null | cksum | cut -d ' ' -f 1)
+    export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)/compiled-$(PROCESSOR)
+    export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+    export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+    # Several processes write there at once; what one finds half written it compiles, without a remark.
+    export PYTHONWARNINGS := $(if $(PYTHONWARNINGS),$(PYTHONWARNINGS)$(comma))ignore:Error reading persistent compilation cache entry,ignore:Error writing persistent compilation cache entry
+    $(shell umask 077 && mkdir -p "$(JAX_COMPILATION_CACHE_DIR)" && find "$(JAX_COMPILATION_CACHE_DIR)" -type f -mtime +30 -delete)
+  endif
+endif
+
 # Resolves and installs by what is on its command line alone: the pins in [tool.uv] are the lock's.
 UV := "$(BIN)/uv" --no-config
-PIP := "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
+# Of two --quiet the second hides remarks on how pip is configured, not errors.
+PIP := "$(BIN)/python" -m pip install --quiet --quiet --disable-pip-version-check
 # In an environment of its own: it wants an older jsonschema than the book does.
 CFFCONVERT := $(UV) tool run --quiet --python "$(BIN)/python" cffconvert==2.0.0
 
@@ -34,8 +53,9 @@ export OPENBLAS_NUM_THREADS ?= 1
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks test lint types unit nbval claims html browser access pdf reproduce \
-  colab registry format citation test-oldest test-newest dist lock clean distclean
+.PHONY: help setup book notebooks test quick lint types unit test-images nbval claims html pages \
+  browser access pdf reproduce colab registry format citation test-oldest test-newest dist lock clean \
+  distclean
 
 help:  ## this list
 	@echo "Gradient descent in continuous time: the book, and pfcore beneath it."
@@ -70,32 +90,41 @@ $(STAMP): requirements.lock pyproject.toml
 	sed -n '/^uv==/,/[^\]$$/p' requirements.lock >"$(VENV)/uv.txt"; \
 	$(PIP) --require-hashes -r "$(VENV)/uv.txt"; \
 	$(UV) pip install --quiet --python "$(BIN)/python" --require-hashes -r requirements.lock \
-	  || $(PIP) --require-hashes -r requirements.lock; \
+	  2>"$(VENV)/uv.log" || $(PIP) --require-hashes -r requirements.lock \
+	  || { cat "$(VENV)/uv.log"; exit 1; }; \
 	echo "   installing pfcore"; \
 	$(PIP) --no-deps --no-build-isolation -e .; \
 	touch "$@"
 
 # ---- the book
 
-# From the folder $(1) to $(BUILD)/html, from nothing, every warning an error.
+# From the folder $(1) to $(BUILD)/html, every warning an error; from nothing, unless INCREMENTAL=1.
+# Drawings of figures that have not changed are kept, in $(BUILD)/drawings.
+INCREMENTAL ?=
 define build_html
-	@rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees"
+	$(if $(INCREMENTAL),,@rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees")
 	@"$(BIN)/jupyter-book" build "$(1)" --path-output . -W -n --keep-going --quiet >/dev/null
 	@"$(BIN)/python" -c 'import pathlib; print("   open", pathlib.Path("$(BUILD)/html/index.html").resolve().as_uri())'
 endef
 
 book: $(STAMP)  ## recompute every notebook, build the book, say where to open it
 	@echo "== book: recomputing the notebooks ($(PROFILE) profile)"
-	@"$(BIN)/python" tools/notebooks.py execute --into "$(BUILD)/source" --profile $(PROFILE) --jobs $(JOBS)
+	@"$(BIN)/python" tools/notebooks.py execute --into "$(BUILD)/source" --profile $(PROFILE) --jobs $(JOBS) \
+	  --report "$(BUILD)/not-recomputed.txt"
 	@echo "== book: building the pages"
 	$(call build_html,$(BUILD)/source)
+	@if [ -s "$(BUILD)/not-recomputed.txt" ]; then \
+	  echo "== book: built, but not recomputed whole; these pages show stored outputs, and say so:"; \
+	  cat "$(BUILD)/not-recomputed.txt"; exit 1; \
+	fi
 
 notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to commit
 	@echo "== notebooks: recomputing in place ($(PROFILE) profile)"
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
 # With the programs of the environment whose folder of programs is $(1).
-unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -n $(JOBS) --dist loadgroup --doctest-modules pfcore tests
+UNIT ?= pfcore tests
+unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(UNIT)
 
 # Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
 define test_versions
@@ -113,8 +142,14 @@ endef
 
 # ---- the checks, in the order of `make test`
 
-test: lint citation types unit nbval claims html browser  ## every check
+test: lint citation types unit nbval claims html pages browser  ## every check
 	@echo "== test: all passed"
+
+# What is worked on daily: the science, and the pages as far as they can be read without a browser.
+quick: INCREMENTAL := 1
+quick: UNIT := -m "not browser and not pages and not slow" pfcore $(wildcard tests/test_*.py tests/test_curvature tests/test_flows)
+quick: lint types unit html pages  ## the checks that take a few minutes
+	@echo "== quick: passed"
 
 lint: $(STAMP)  ## style of code and notebooks
 	@echo "== lint: ruff"
@@ -130,6 +165,10 @@ types: $(STAMP)  ## types of pfcore
 unit: $(STAMP)  ## unit tests and the examples in docstrings
 	@echo "== unit: tests, and the examples in docstrings"
 	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(call unit_tests,$(BIN))
+
+test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the folder PFCORE_DATA
+	@echo "== test-images: real images in $${PFCORE_DATA:?names no folder with MNIST and CIFAR-10 files}"
+	@$(CHECK) "$(BIN)/python" -m pytest -q -rs tests/test_real_images.py
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"
@@ -194,8 +233,14 @@ citation: $(STAMP)  ## CITATION.cff against its schema
 test-oldest: $(STAMP)  ## unit tests with the oldest dependencies allowed, on the oldest Python
 	$(call test_versions,oldest,lowest-direct,$(or $(PYTHON),3.11))
 
+# Newer Pythons get newer packages: the newest JAX needs more than the oldest Python allowed.
+newest_python = for v in 3.14 3.13 3.12; do \
+  for p in "python$$v" "$$HOME"/.pyenv/versions/$$v.*/bin/python; do \
+    if "$$p" -c "" >/dev/null 2>&1; then echo "$$p"; exit; fi; \
+  done; done; echo "$(BIN)/python"
+
 test-newest: $(STAMP)  ## unit tests with the newest dependencies allowed, on the newest Python
-	$(call test_versions,newest,highest,$(or $(PYTHON),$(BIN)/python))
+	$(call test_versions,newest,highest,$(or $(PYTHON),$$($(newest_python))))
 
 # ---- publishing
 

@@ -254,6 +254,71 @@ def test_what_is_stopped_leaves_nothing_that_runs(small_book, number):
     assert path.read_bytes() == before
 
 
+# A notebook that fails
+
+
+def test_a_notebook_that_fails_costs_its_page_only_the_recomputing(small_book):
+    """The others run; it keeps what is stored, under a notice, and is listed with the reason."""
+    command, options = setting(small_book, "notebooks")
+    into, report = small_book / "_build" / "source", small_book / "_build" / "report.txt"
+    page = nbformat.reads(notebook("raise ValueError('no luck')"), as_version=4)
+    page.cells[0].outputs = [nbformat.v4.new_output("stream", text="as stored")]
+    page.cells.insert(0, nbformat.v4.new_markdown_cell("# Bad\n\nIts text."))
+    nbformat.write(page, small_book / "book" / "bad.ipynb")
+    before = (small_book / "book" / "bad.ipynb").read_bytes()
+    done = subprocess.run(
+        [*command, "execute", "--into", str(into), "--report", str(report)],
+        **options,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert report.read_text(encoding="utf-8") == "   book/bad.ipynb: ValueError: no luck\n"
+    good = nbformat.read(into / "book" / "good.ipynb", as_version=4)
+    assert good.cells[-1].execution_count is not None
+    assert "Not recomputed" not in good.cells[0].source
+    bad = nbformat.read(into / "book" / "bad.ipynb", as_version=4)
+    title, blank, directive, *_ = bad.cells[0].source.splitlines()
+    assert (title, blank, directive) == ("# Bad", "", ":::{warning}")
+    assert bad.cells[0].source.endswith("Its text.")
+    assert "**Not recomputed here.**" in bad.cells[0].source
+    assert "`ValueError: no luck`" in bad.cells[0].source
+    assert bad.cells[1:] == page.cells[1:] and bad.cells[1].outputs[0].text == "as stored"
+    assert (small_book / "book" / "bad.ipynb").read_bytes() == before
+
+
+def test_a_report_needs_a_copy_to_write_notices_into(small_book):
+    command, options = setting(small_book, "notebooks")
+    done = subprocess.run(
+        [*command, "execute", "--in-place", "--report", "report.txt"],
+        **options,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "--report goes with --into" in done.stderr
+
+
+def test_the_reason_is_the_last_line_that_says_anything(tool):
+    reason = tool("notebooks").reason
+    assert reason("Traceback\n\x1b[31mValueError\x1b[0m: no luck\n\n") == "ValueError: no luck"
+    assert len(reason("x" * 500)) == 200 and reason("") == "no reason was given"
+
+
+def test_the_time_left_is_that_of_the_stored_times_at_this_machine_s_pace(tool, monkeypatch):
+    notebooks = tool("notebooks")
+    known = {"a": 10.0, "b": 20.0, "c": 40.0, "d": 400.0}
+    monkeypatch.setattr(notebooks, "last_time", lambda profile: known)
+    paths = [Path(f"{name}.ipynb") for name in known]
+    runs = [run_of(tool, "a", 20.0), run_of(tool, "b", 40.0)]
+    # Twice as slow: 2 (40 + 400) s over two processes.
+    assert notebooks.time_left(runs, paths, "quick", 2) == "; about 7 min left"
+    assert notebooks.time_left(runs, paths[:3], "quick", 2) == "; about 80 s left"
+    assert notebooks.time_left(runs, paths[:2], "quick", 2) == ""
+    assert notebooks.time_left(runs, [*paths, Path("new.ipynb")], "quick", 2) == ""
+
+
 # Times
 
 

@@ -43,6 +43,9 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
+# XLA's newer way to compile loops for CPUs takes longer than the small programs here run. Without
+# it numbers differ by rounding, the same where they are stored and where they are compared.
+COMPILE_FASTER = "--xla_cpu_use_fusion_emitters=false"
 TIMES = "times.json"  # beside the notebooks
 STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 # What is kept of an earlier measurement that came out as long, or as large, up to this share.
@@ -160,6 +163,8 @@ def environment(profile: str) -> dict[str, str]:
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if profile == "quick":
         env.setdefault("JAX_PLATFORMS", "cpu")
+    if env.get("JAX_PLATFORMS") == "cpu":
+        env.setdefault("XLA_FLAGS", COMPILE_FASTER)
     return env
 
 
@@ -308,6 +313,26 @@ def executed(
                 raise
 
 
+def time_left(runs: Sequence[Run], paths: Sequence[Path], profile: str, jobs: int) -> str:
+    """How long the notebooks that have not ended will take, in words; "" where that is not known.
+
+    Those that ended say how this machine compares with the one that the stored times are from.
+    """
+    known = last_time(profile)
+    done = {run.path.stem: run.seconds for run in runs}
+    compared = [name for name in done if name in known]
+    waiting = [path.stem for path in paths if path.stem not in done]
+    if not compared or any(name not in known for name in waiting):
+        return ""
+    pace = sum(done[name] for name in compared) / sum(known[name] for name in compared)
+    seconds = pace * sum(known[name] for name in waiting) / min(jobs, max(len(waiting), 1))
+    if not waiting:
+        return ""
+    return (
+        f"; about {seconds:.0f} s left" if seconds < 90 else f"; about {seconds / 60:.0f} min left"
+    )
+
+
 def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> list[Run]:
     """Run notebooks under `root`, up to `jobs` at a time, with a line for each."""
     runs: list[Run] = []
@@ -315,11 +340,36 @@ def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> li
     timeout = CELL_TIMEOUT if profile == "quick" else None
     for run in executed(paths, env=environment(profile), jobs=jobs, timeout=timeout):
         runs.append(run)
-        name = shown(run.path, root)
-        print(f"   [{len(runs):{width}}/{len(paths)}] {name}  {run.words}", flush=True)
+        name, left = shown(run.path, root), time_left(runs, paths, profile, jobs)
+        print(f"   [{len(runs):{width}}/{len(paths)}] {name}  {run.words}{left}", flush=True)
         if run.problem:
             print(run.problem, flush=True)
     return runs
+
+
+def reason(problem: str) -> str:
+    """The last line of an error's report that says anything, short enough for a sentence."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", problem)
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    text = lines[-1] if lines else "no reason was given"
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def note_not_recomputed(path: Path, problem: str) -> None:
+    """Say at the top of a page, below its title, that it shows the outputs that were stored."""
+    notebook = nbformat.read(path, as_version=4)
+    why = reason(problem).replace("`", "'")
+    notice = (
+        ":::{warning}\n**Not recomputed here.** Numbers and figures on this page are those stored "
+        f"with the book: its notebook did not run to its end on this machine.\n\n`{why}`\n:::"
+    )
+    first = notebook.cells[0]
+    if first.cell_type == "markdown" and first.source.startswith("# "):
+        title, _, rest = first.source.partition("\n")
+        first.source = f"{title}\n\n{notice}\n{rest}"
+    else:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(notice))
+    path.write_text(serialise(notebook), encoding="utf-8")
 
 
 # ---- times
@@ -459,6 +509,13 @@ def main() -> int:
     target.add_argument("--into", type=Path, metavar="DIR", help="in a copy of the book's sources")
     run.add_argument("--profile", default="quick", choices=["quick", "full"])
     run.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
+    run.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="with --into: a notebook that fails keeps its stored outputs, under a notice; it is "
+        "listed in FILE with the reason, and the exit status is 0",
+    )
 
     checked = commands.add_parser("check", help="stored notebooks: complete, in order, normalised")
 
@@ -471,6 +528,8 @@ def main() -> int:
         command.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all)")
 
     args = parser.parse_args()
+    if args.command == "execute" and args.report is not None and args.into is None:
+        parser.error("--report goes with --into: in place, a notebook that fails is left alone")
     if args.command == "list":
         print(*map(shown, listed()), sep="\n")
         return 0
@@ -496,7 +555,14 @@ def main() -> int:
         return STOPPED
     if args.in_place and not all(run.problem for run in runs):
         note_times(ROOT / "book" / TIMES, runs, args.profile, machine(args.profile))
-    return int(any(run.problem for run in runs))
+    failed = [run for run in runs if run.problem]
+    if args.report is None:
+        return int(bool(failed))
+    for failure in failed:
+        note_not_recomputed(failure.path, failure.problem)
+    lines = [f"   {shown(f.path, root)}: {reason(f.problem)}\n" for f in failed]
+    args.report.write_text("".join(lines), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

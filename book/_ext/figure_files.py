@@ -207,7 +207,7 @@ def _wanted(app: Any) -> bool:
 
 def _start(app: Any) -> None:
     if _wanted(app):
-        app.figure_drawings = Drawings(Path(app.doctreedir) / "figure_files")
+        app.figure_drawings = Drawings(Path(app.doctreedir).parent / "drawings")
 
 
 def _outdated(app: Any, env: Any, added: set, changed: set, removed: set) -> list[str]:
