@@ -99,15 +99,18 @@ def _device() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device and commit of this process, as they stand in `record.json`."""
+    """Versions, device, precision and commit of this process, as they stand in `record.json`."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return {
         "device": _device(),
+        # Of products of float32 matrices, where the device has a coarser kind, such as TF32.
+        "matmul_precision": precision or "default",
         "processes": jax.process_count(),
         "versions": versions,
         "commit": _commit(),

@@ -865,3 +865,21 @@ def test_obtain_takes_up_what_was_begun(tmp_path, edge, monkeypatch):
     wanted = records.jsonable({"experiment": "edge-of-stability", "config": config})
     assert asked["resume"] is True
     assert asked["out"] == tmp_path / f"edge-of-stability-{records.digest(wanted)}"
+
+
+class Interrupting:
+    """What a device array is to NumPy when Ctrl-C comes while it is waited for."""
+
+    def __array__(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    def __len__(self):
+        return 2
+
+
+def test_interruption_while_results_are_fetched_is_an_interruption():
+    """NumPy alone makes a ValueError of it, where a JAX scalar is put into an array."""
+    room = training.Measured(*[np.zeros(2)] * len(training.Measured._fields))
+    found = training.Measured(*[Interrupting()] * len(training.Measured._fields))
+    with pytest.raises(KeyboardInterrupt):
+        training.filled(room, 0, found)

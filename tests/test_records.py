@@ -232,7 +232,10 @@ def test_a_failing_archive_leaves_the_older_arrays(tmp_path, monkeypatch):
 
 def test_provenance():
     found = records.provenance()
-    assert set(found) == {"device", "processes", "versions", "commit"}
+    assert set(found) == {"device", "matmul_precision", "processes", "versions", "commit"}
+    assert found["matmul_precision"] == "default"
+    with jax.default_matmul_precision("highest"):
+        assert records.provenance()["matmul_precision"] == "highest"
     assert found["versions"]["jax"] == jax.__version__
     assert found["versions"]["numpy"] == np.__version__
     assert {"pfcore", "flax", "jaxlib"} <= set(found["versions"])

@@ -350,12 +350,13 @@ def plan(config: Config) -> running.Plan:
         if not config.each_step:
             new = new._replace(loss_each_step=None, rate_each_step=None)
 
-        def fill(old: np.ndarray, part: jax.Array) -> np.ndarray:
+        def fill(old: np.ndarray, part: np.ndarray) -> np.ndarray:
             array = old.copy()
             array[number, place] = np.reshape(part, -1)
             return array
 
-        return jax.tree.map(fill, found, new)
+        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+        return jax.tree.map(fill, found, jax.device_get(new))
 
     def outcome(found: Measured) -> running.Outcome:
         diverged = ~np.isfinite(found.loss[..., -1])

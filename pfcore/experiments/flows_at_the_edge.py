@@ -107,12 +107,15 @@ def plan(config: Config) -> running.Plan:
         # The vector points to where gradient descent steps.
         vector = jax.tree.map(lambda x: -x if along > 0 else x, vector)
         offsets = config.reach * np.linspace(-1, 1, config.num_slice)
-        arrays["start_eigenvalue"][point] = pairs.values[0]
+        arrays["start_eigenvalue"][point] = jax.device_get(pairs.values[0])
         arrays["gradient_share"][point] = along**2 / float(gradient @ gradient)
         arrays["slice_offset"][point] = offsets
-        arrays["slice_loss"][point] = jax.jit(
-            lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s)
-        )(offsets.astype(np.float32))
+        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+        arrays["slice_loss"][point] = jax.device_get(
+            jax.jit(lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s))(
+                offsets.astype(np.float32)
+            )
+        )
         return vector, pfcore.gradient_descent(loss, params, h, steps)
 
     @functools.cache  # what is compiled for a flow serves all starts
@@ -162,15 +165,14 @@ def plan(config: Config) -> running.Plan:
         kept = jax.tree.map(lambda x: x[:count], reached)
         gone = np.linalg.norm(steps_of - steps_of[0], axis=1)
         at = (point, which, slice(count))
-        arrays["loss"][at] = jax.jit(lambda p: jax.lax.map(loss, p))(kept)
+        arrays["loss"][at] = jax.device_get(jax.jit(lambda p: jax.lax.map(loss, p))(kept))
         arrays["coordinate"][at] = (flat[:count] - flat[0]) @ np.asarray(ravel(vector)[0])
         arrays["distance"][at] = (
             np.linalg.norm(flat[:count] - steps_of[:count], axis=1)
             / np.where(gone > 0, gone, 1)[:count]
         )
-        arrays["eigenvalue"][at] = curvature.track(
-            loss, kept, 1, key=jax.random.key(config.seed)
-        ).values[:, 0]
+        tracked = curvature.track(loss, kept, 1, key=jax.random.key(config.seed))
+        arrays["eigenvalue"][at] = jax.device_get(tracked.values[:, 0])
         return params, vector, path, arrays, lost
 
     def outcome(state) -> running.Outcome:

@@ -105,7 +105,8 @@ def plan(config: Config) -> running.Plan:
                 "trace": density.moment(1) * num_entries(params),
                 "trace_error": density.moment_error(1) * num_entries(params),
             }
-        for name, found in new.items():
+        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+        for name, found in jax.device_get(new).items():
             arrays[name][piece] = found
         return params, arrays
 

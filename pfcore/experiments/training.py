@@ -196,12 +196,13 @@ def filled(room: Measured, start: int, found: Measured) -> Measured:
     """`room` with what was found written from index `start` on; a copy."""
     stop = start + len(found.loss)
 
-    def fill(old: np.ndarray, new: jax.Array) -> np.ndarray:
+    def fill(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         array = old.copy()
         array[start:stop] = new
         return array
 
-    return jax.tree.map(fill, room, found)
+    # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+    return jax.tree.map(fill, room, jax.device_get(found))
 
 
 def shown(found: Measured, done: int) -> dict[str, str]:
