@@ -1,6 +1,8 @@
 """Settings that every test runs under, and losses that many share."""
 
+import os
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,10 @@ from flax import nnx
 import pfcore
 
 matplotlib.use("Agg")
+
+PAGES = Path("/proc/self/statm")  # the second number: pages in memory
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+MOST_MEMORY = 2e9
 
 
 def pytest_configure():
@@ -28,6 +34,14 @@ def pytest_collection_modifyitems(items):
 def _ctrl_c():
     """What a shell puts in the background ignores Ctrl-C, and so would all that tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _bounded_memory():
+    """JAX keeps every program that it compiled: thousands of tests together, gigabytes of them."""
+    yield
+    if PAGES.is_file() and int(PAGES.read_text().split()[1]) * PAGE_BYTES > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture
