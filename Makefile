@@ -123,7 +123,7 @@ notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to c
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
 # With the programs of the environment whose folder of programs is $(1).
-UNIT ?= pfcore tests
+UNIT ?= pfcore tests --ignore tests/browser --ignore tests/pages
 unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(UNIT)
 
 # Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
@@ -145,9 +145,11 @@ endef
 test: lint citation types unit nbval claims html pages browser  ## every check
 	@echo "== test: all passed"
 
+SCIENCE := $(addprefix tests/test_,curvature flows descent.py imports.py integrate.py \
+  learning_rates.py losses.py networks.py objectives.py stability.py)
 # What is worked on daily: the science, and the pages as far as they can be read without a browser.
 quick: INCREMENTAL := 1
-quick: UNIT := -m "not browser and not pages and not slow" pfcore $(wildcard tests/test_*.py tests/test_curvature tests/test_flows)
+quick: UNIT := -m "not slow" pfcore $(SCIENCE)
 quick: lint types unit html pages  ## the checks that take a few minutes
 	@echo "== quick: passed"
 
@@ -182,6 +184,10 @@ claims: nbval  ## the claims' verdicts and numbers against the stored ones
 html: $(STAMP)  ## build the pages from the stored outputs
 	@echo "== html: building the pages, warnings fatal"
 	$(call build_html,.)
+
+pages: html  ## read every page of the built book without a browser
+	@echo "== pages: links, anchors, figures and formulas of every page"
+	@"$(BIN)/python" -m pytest -q -rs --tb=short --confcutdir=tests/pages -m pages tests/pages
 
 # Prints where Chromium is; installs it where there is none.
 define chromium
