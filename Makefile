@@ -187,7 +187,7 @@ html: $(STAMP)  ## build the pages from the stored outputs
 
 pages: html  ## read every page of the built book without a browser
 	@echo "== pages: links, anchors, figures and formulas of every page"
-	@"$(BIN)/python" -m pytest -q -rs --tb=short --confcutdir=tests/pages -m pages tests/pages
+	@"$(BIN)/python" -m pytest -q -rs --tb=short --confcutdir tests/pages -m pages tests/pages
 
 # Prints where Chromium is; installs it where there is none.
 define chromium
@@ -198,20 +198,20 @@ endef
 browser: html  ## read every page of the built book in a browser
 	@echo "== browser: every page, desktop and phone"
 	$(call chromium)
-	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup -m browser tests/browser \
+	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup --confcutdir tests/browser -m browser tests/browser \
 	  --ignore tests/browser/test_pdf.py
 
 access: html  ## the accessibility of every page, and pictures of all of them
 	@echo "== access: axe-core on every page"
 	$(call chromium)
 	@PFCORE_EVERY_PAGE=1 PFCORE_SCREENSHOTS=1 "$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) \
-	  --dist loadgroup -m browser tests/browser/test_access.py
+	  --dist loadgroup --confcutdir tests/browser -m browser tests/browser/test_access.py
 
 pdf: html  ## print the whole book to one PDF, and check it
 	@echo "== pdf: the whole book"
 	$(call chromium)
 	@"$(BIN)/python" tools/pdf.py --html "$(BUILD)/html" --to "$(BUILD)/pdf/pfcore-book.pdf"
-	@"$(BIN)/python" -m pytest -q -rs --tb=short -m browser tests/browser/test_pdf.py
+	@"$(BIN)/python" -m pytest -q -rs --tb=short --confcutdir tests/browser -m browser tests/browser/test_pdf.py
 
 # ---- rerunning
 
