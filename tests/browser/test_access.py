@@ -5,14 +5,15 @@ desktop in both themes, since they are the same at every width. `make access` ha
 `make test` one of each kind.
 """
 
-import pages
 import pytest
+
+from tests.browser import tabs, visits
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.mark.parametrize("name", pages.each(pages.read_by_axe()))
-@pytest.mark.parametrize("view", list(pages.VIEWS))
+@pytest.mark.parametrize("name", visits.each(visits.read_by_axe()))
+@pytest.mark.parametrize("view", list(tabs.VIEWS))
 def test_axe_finds_no_serious_violation(visit, name, view):
     found = visit(name, view).violations
     assert "light" in found
@@ -48,10 +49,10 @@ FOCUSED = """() => {
         ("book/claims.html", {"skip", "search", "list", "theme", "fold", "table", "neighbour"}),
     ],
 )
-def test_keyboard_reaches_everything_and_shows_where_it_is(browser, address, name, wanted):
+def test_keyboard_reaches_everything_and_shows_where_it_is(opened, name, wanted):
     reached, hidden = set(), []
-    with pages.opened(browser, address + name, **pages.VIEWS["desktop"]) as (page, _):
-        pages.typeset(page)
+    with opened(name) as (page, _):
+        tabs.typeset(page)
         for _ in range(400):
             page.keyboard.press("Tab")
             focused = page.evaluate(FOCUSED)
@@ -64,16 +65,16 @@ def test_keyboard_reaches_everything_and_shows_where_it_is(browser, address, nam
     assert hidden == []
 
 
-def test_skip_link_leads_to_the_text(browser, address):
-    with pages.opened(browser, address + "book/dal.html", **pages.VIEWS["desktop"]) as (page, _):
+def test_skip_link_leads_to_the_text(opened):
+    with opened("book/dal.html") as (page, _):
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         assert page.evaluate("document.querySelector('main').contains(document.activeElement)")
 
 
-def test_keyboard_opens_a_fold(browser, address):
-    with pages.opened(browser, address + "book/dal.html", **pages.VIEWS["desktop"]) as (page, _):
+def test_keyboard_opens_a_fold(opened):
+    with opened("book/dal.html") as (page, _):
         summary = page.locator(".cell details > summary").first
         code = page.locator(".cell details .cell_input").first
         assert not code.is_visible()
@@ -82,23 +83,19 @@ def test_keyboard_opens_a_fold(browser, address):
         code.wait_for(state="visible")
 
 
-def test_every_formula_can_be_heard(browser, address):
+@pytest.mark.parametrize("name", visits.each())
+def test_every_formula_can_be_heard(visit, name):
     """Each has MathML beside its picture, for screen readers."""
-    name = "book/principal_flow.html"
-    with pages.opened(browser, address + name, **pages.VIEWS["desktop"]) as (page, _):
-        pages.typeset(page)
-        formulas = page.locator("article mjx-container").count()
-        assert formulas > 20
-        heard = page.locator("article mjx-container > mjx-assistive-mml > math")
-        assert heard.count() == formulas
-        assert heard.first.text_content().strip()
+    math = visit(name, "desktop").math
+    assert math["silent"] == []
+    assert name != "book/principal_flow.html" or math["rendered"] > 20
 
 
 def test_what_scrolls_takes_the_focus(browser, address):
     """On a phone nothing need scroll; enlarged there, as for weak eyes, a formula does."""
     enlarged = {"viewport": {"width": 240, "height": 520}}
-    with pages.opened(browser, address + "book/drift.html", **enlarged) as (page, _):
-        pages.typeset(page)
+    with tabs.opened(browser, address + "book/drift.html", **enlarged) as (page, _):
+        tabs.typeset(page)
         wide = "mjx-container[display='true']"
         page.wait_for_function(
             f'[...document.querySelectorAll("{wide}")].some(e => e.tabIndex === 0)'

@@ -3,16 +3,15 @@
 Run by `make browser` after the pages are built.
 """
 
-import re
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
-
-import pages
 import pytest
+
+from tests.browser import tabs, visits
+from tests.pages import book
 
 pytestmark = pytest.mark.browser
 
-each_page = pytest.mark.parametrize("name", pages.each())
-each_view = pytest.mark.parametrize("view", list(pages.VIEWS))
+each_page = pytest.mark.parametrize("name", visits.each())
+each_view = pytest.mark.parametrize("view", list(tabs.VIEWS))
 
 
 @each_page
@@ -56,32 +55,15 @@ def test_page_is_no_wider_than_the_screen(visit, name, view):
 
 @each_page
 def test_links_within_the_book_lead_somewhere(visit, address, name):
-    broken = []
-    for link in sorted(set(visit(name, "desktop").links)):
-        url, anchor = urldefrag(urljoin(address + name, link))
-        if not url.startswith(address):
-            continue
-        target = pages.HTML / unquote(urlsplit(url).path).lstrip("/")
-        if target.is_dir():
-            target /= "index.html"
-        if not target.is_file():
-            broken.append(link)
-        elif anchor and target.suffix == ".html":
-            text = target.read_text(encoding="utf-8")
-            if not re.search(rf'\b(?:id|name)="{re.escape(unquote(anchor))}"', text):
-                broken.append(link)
-    assert broken == []
+    """Those that scripts have made or changed, too."""
+    assert book.broken(name, visit(name, "desktop").links, address) == []
 
 
-def test_search_finds_a_word(browser, address):
-    page = browser.new_page(**pages.VIEWS["desktop"])
-    page.goto(address + "search.html?q=gradient", wait_until="load")
-    page.wait_for_selector("#search-results li a", timeout=20_000)
-    page.close()
+def test_search_finds_a_word(opened):
+    with opened("search.html?q=gradient") as (page, _):
+        page.wait_for_selector("#search-results li a", timeout=20_000)
 
 
-def test_first_address_leads_to_the_book(browser, address):
-    page = browser.new_page(**pages.VIEWS["desktop"])
-    page.goto(address, wait_until="load")
-    page.wait_for_url(address + pages.in_toc()[0], timeout=20_000)
-    page.close()
+def test_first_address_leads_to_the_book(opened, address):
+    with opened("") as (page, _):
+        page.wait_for_url(address + book.in_toc()[0], timeout=20_000)

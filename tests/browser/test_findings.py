@@ -1,14 +1,17 @@
 """The first page, the report and the box on notebooks' pages under a reader's hands."""
 
-import pages
+import contextlib
+
 import pytest
+
+from tests.browser import tabs
 
 pytestmark = pytest.mark.browser
 
 INTRO, REPORT, CHAPTER = "book/intro.html", "book/report.html", "book/stability.html"
 
 
-each_view = pytest.mark.parametrize("view", list(pages.VIEWS))
+each_view = pytest.mark.parametrize("view", list(tabs.VIEWS))
 
 
 @pytest.fixture
@@ -17,10 +20,10 @@ def view():
 
 
 @pytest.fixture
-def page(view, browser):
-    opened = browser.new_page(**pages.VIEWS[view])
-    yield opened
-    opened.close()
+def at(view, opened):
+    """`at(name)` is the page of that name."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(opened(name, view))[0]
 
 
 def box(page, selector):
@@ -28,15 +31,15 @@ def box(page, selector):
 
 
 @each_view
-def test_the_result_and_three_sentences_are_seen_without_scrolling(page, address):
-    page.goto(address + INTRO, wait_until="load")
+def test_the_result_and_three_sentences_are_seen_without_scrolling(at):
+    page = at(INTRO)
     picture, links = box(page, "#fig-intro img"), box(page, ".hero-links a")
     assert 0 < picture["y"] < links["y"]
     assert links["y"] + links["height"] <= page.viewport_size["height"]
 
 
-def test_the_numbers_behind_a_verdict_open_by_keyboard(page, address):
-    page.goto(address + INTRO, wait_until="load")
+def test_the_numbers_behind_a_verdict_open_by_keyboard(at):
+    page = at(INTRO)
     first = page.locator(".finding").first
     assert not first.locator("ul").is_visible()
     first.locator("summary").focus()
@@ -44,8 +47,8 @@ def test_the_numbers_behind_a_verdict_open_by_keyboard(page, address):
     assert first.locator("ul li").first.is_visible()
 
 
-def test_the_report_is_filtered_by_verdict(page, address):
-    page.goto(address + REPORT, wait_until="load")
+def test_the_report_is_filtered_by_verdict(at):
+    page = at(REPORT)
     rows = page.locator("[data-verdict]")
     total = rows.count()
     page.get_by_role("button", name="fails", exact=True).click()
@@ -59,8 +62,8 @@ def test_the_report_is_filtered_by_verdict(page, address):
     assert shown.count() == total
 
 
-def test_a_link_to_what_is_folded_away_opens_it(page, address):
-    page.goto(address + REPORT, wait_until="load")
+def test_a_link_to_what_is_folded_away_opens_it(at, address):
+    page = at(REPORT)
     record = page.locator(".report-record").last
     assert not record.locator("dl").is_visible()
     name = record.get_attribute("id")
@@ -70,8 +73,8 @@ def test_a_link_to_what_is_folded_away_opens_it(page, address):
 
 
 @each_view
-def test_a_part_of_a_claim_is_a_readable_block_on_a_phone(page, address):
-    page.goto(address + REPORT, wait_until="load")
+def test_a_part_of_a_claim_is_a_readable_block_on_a_phone(at):
+    page = at(REPORT)
     row = page.locator("[data-verdict]").first
     sentence = row.locator("td").nth(1).bounding_box()
     narrow = page.viewport_size["width"] < 600
@@ -81,8 +84,8 @@ def test_a_part_of_a_claim_is_a_readable_block_on_a_phone(page, address):
 
 
 @each_view
-def test_the_box_on_a_chapter_is_small_and_opens(page, address):
-    page.goto(address + CHAPTER, wait_until="load")
+def test_the_box_on_a_chapter_is_small_and_opens(at):
+    page = at(CHAPTER)
     aside = page.locator("aside.rerun")
     assert aside.bounding_box()["height"] < 130
     assert not aside.locator("details > div").first.is_visible()
@@ -92,8 +95,8 @@ def test_the_box_on_a_chapter_is_small_and_opens(page, address):
     assert response.ok and response.json()["cells"]
 
 
-def test_the_footer_leads_to_how_to_cite(page, address):
-    page.goto(address + CHAPTER, wait_until="load")
+def test_the_footer_leads_to_how_to_cite(at, address):
+    page = at(CHAPTER)
     page.locator(".book-foot a", has_text="Cite").click()
     page.wait_for_url(f"{address}{INTRO}#cite")
     # The browser may glide there.

@@ -5,16 +5,16 @@ import re
 import unicodedata
 from pathlib import Path
 
-import pages
 import pytest
 from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
 import pfcore
+from tests.pages import book
 
 pytestmark = pytest.mark.browser
 
-PDF = Path(os.environ.get("PFCORE_BOOK_PDF", pages.ROOT / "_build" / "pdf" / "pfcore-book.pdf"))
+PDF = Path(os.environ.get("PFCORE_BOOK_PDF", book.ROOT / "_build" / "pdf" / "pfcore-book.pdf"))
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def texts(pdf) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def book() -> list[tuple[str, BeautifulSoup]]:
+def articles() -> list[tuple[str, BeautifulSoup]]:
     """Title and article of every page."""
     found = []
-    for name in pages.in_toc():
-        text = (pages.HTML / name).read_text(encoding="utf-8")
+    for name in book.in_toc():
+        text = book.text(name)
         text = text[text.index("<article") : text.index("</article>")]
         article = BeautifulSoup(text, "html.parser")
         for mark in article.select(".headerlink"):
@@ -49,8 +49,8 @@ def _close(text: str) -> str:
     return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
 
 
-def test_is_a_book_of_a4_sheets(pdf, book):
-    assert 3 * len(book) < len(pdf.pages) < 12 * len(book)
+def test_is_a_book_of_a4_sheets(pdf, articles):
+    assert 3 * len(articles) < len(pdf.pages) < 12 * len(articles)
     sizes = {tuple(round(float(x)) for x in sheet.mediabox[2:]) for sheet in pdf.pages}
     assert {abs(w - 595) <= 1 and abs(h - 842) <= 1 for w, h in sizes} == {True}
 
@@ -62,8 +62,8 @@ def test_says_what_it_is(pdf, texts):
     assert pdf.trailer["/Root"]["/MarkInfo"]["/Marked"]
 
 
-def test_contents_and_bookmarks_lead_to_every_chapter(pdf, texts, book):
-    titles = [title for title, _ in book]
+def test_contents_and_bookmarks_lead_to_every_chapter(pdf, texts, articles):
+    titles = [title for title, _ in articles]
     bookmarks = [mark for mark in pdf.outline if not isinstance(mark, list)]
     assert [_close(mark.title) for mark in bookmarks] == [_close(t) for t in titles]
     contents = " ".join(texts[1:4])
@@ -92,10 +92,10 @@ def test_formulas_are_set(texts):
     assert [(i + 1, raw.search(t).group()) for i, t in enumerate(texts) if raw.search(t)] == []
 
 
-def test_every_figure_is_there_and_shows_something(pdf, texts, book):
+def test_every_figure_is_there_and_shows_something(pdf, texts, articles):
     captions = [
         " ".join(caption.get_text().split())
-        for _, article in book
+        for _, article in articles
         for caption in article.select("figcaption .caption-number")
     ]
     assert len(captions) > 20

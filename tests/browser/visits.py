@@ -1,20 +1,59 @@
 """One visit to a page of the book: all that the checks of the page ask of it, read at once."""
 
+import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pages
+import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 
-SCREENSHOTS = pages.HTML.parent / "screenshots"
+from tests.browser import tabs
+from tests.pages import book
+
+SCREENSHOTS = book.HTML.parent / "screenshots"
+
+
+def each(names: Iterable[str] | None = None) -> list[Any]:
+    """Parameters for tests over pages: those of one page run in one process and share its visit."""
+    return [
+        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        for name in (book.every() if names is None else names)
+    ]
+
+
+# One page of each kind. axe-core takes seconds for a page, so `make test` has it read these, and
+# `make access` all of them.
+KINDS = [
+    "book/intro.html",
+    "book/reading.html",
+    "book/principal_flow.html",
+    "book/edge_of_stability.html",
+    "book/playground.html",
+    "book/your_own_loop.html",
+    "book/claims.html",
+    "book/report.html",
+    "book/figures.html",
+    "book/symbols.html",
+    "book/api/flows.html",
+    "search.html",
+]
+
+
+def read_by_axe() -> list[str]:
+    """The pages whose accessibility is checked in this run."""
+    return book.every() if os.environ.get("PFCORE_EVERY_PAGE") else KINDS
 
 
 class Visit(NamedTuple):
     """What one page did and holds at one width."""
 
-    log: pages.Log
+    log: tabs.Log
     math: dict[str, Any]
+    # Of each numbered equation: whether its number is beside or beneath it, how far it reaches, its
+    # height.
+    equations: list[dict[str, Any]]
     images: list[dict[str, Any]]
     links: list[str]
     # Width of the screen -> what is wider than it, or than its own box; the desktop's pages are
@@ -37,6 +76,10 @@ MATH = r"""() => {
   return {
     source: article.querySelectorAll(".math").length,
     rendered: article.querySelectorAll("mjx-container").length,
+    // For screen readers, each has MathML beside its picture.
+    silent: [...article.querySelectorAll("mjx-container")]
+      .filter(e => !e.querySelector(":scope > mjx-assistive-mml > math")?.textContent.trim())
+      .map(e => (e.closest(".math") || e).textContent.slice(0, 120)),
     blank: [...article.querySelectorAll(".math")]
       .filter(e => !e.querySelector("mjx-container")).map(e => e.textContent.slice(0, 120)),
     failed: [...article.querySelectorAll("mjx-merror, merror, [data-mjx-error]")]
@@ -50,6 +93,13 @@ MATH = r"""() => {
     raw,
   };
 }"""
+
+EQUATIONS = """() => [...document.querySelectorAll('.numbered-equation')].map(div => {
+  const box = selector => div.querySelector(selector).getBoundingClientRect();
+  const number = box('.eqno'), formula = box('mjx-container');
+  const apart = number.left >= formula.right - 1 || number.top >= formula.bottom - 1;
+  return {id: div.id, apart, right: number.right, tall: number.height};
+})"""
 
 # Pictures of the other theme are hidden, and not loaded before they are wanted.
 IMAGES = """() => [...document.images].filter(i => i.checkVisibility()).map(i => ({
@@ -75,12 +125,14 @@ OVERFLOW = """() => {
   return {page: page.scrollWidth, view: width, wide, fallen};
 }"""
 
-# Scrolls once through, so that images which load when seen have been seen.
+# Scrolls once through, a screen a frame, so that what happens to things when they are seen has
+# happened and images that load then have loaded.
 SCROLL = """async () => {
-  for (let y = 0; y < document.scrollingElement.scrollHeight; y += 600) {
-    window.scrollTo(0, y); await new Promise(r => setTimeout(r, 15));
-  }
-  window.scrollTo(0, 0);
+  const page = document.scrollingElement, frame = () => new Promise(requestAnimationFrame);
+  const scroll = y => scrollTo({top: y, behavior: "instant"});
+  for (let y = 0; y < page.scrollHeight; y += innerHeight) { await frame(); scroll(y); }
+  await frame();
+  scroll(0);
   const seen = [...document.images].filter(i => i.checkVisibility());
   for (const i of seen) i.loading = "eager";
   await Promise.all(seen.map(i => i.decode().catch(() => null)));
@@ -105,12 +157,30 @@ AXE = """async options => {
     ({id, impact, help, nodes: nodes.map(n => [n.target.join(" "), n.html.slice(0, 160),
                                                 n.failureSummary.slice(0, 400)])}));
 }"""
+# Half of the time that axe-core takes over colours goes into reading the same few from text, again
+# and again: of each text it keeps what it has read.
+KEEP_COLOURS = """() => {
+  const {prototype} = axe.commons.color.Color, read = prototype.parseString, kept = new Map();
+  prototype.parseString = function (text) {
+    if (!kept.has(text)) {
+      read.call(this, text); // raises where it cannot be read
+      kept.set(text, [this.r, this.g, this.b, this.alpha]);
+    }
+    [this.r, this.g, this.b, this.alpha] = kept.get(text);
+    return this;
+  };
+}"""
 # WCAG 2.2 asks for targets large enough for a finger; axe-core has that rule, but off.
 RULES = {"rules": {"target-size": {"enabled": True}}}
 # The rules that look at colours: all that can change between light and dark. Colours are the same
 # at every width, and are looked at once in each theme.
 COLOURS = ["color-contrast", "link-in-text-block"]
 LAYOUT = {"rules": {**RULES["rules"], **{name: {"enabled": False} for name in COLOURS}}}
+
+
+@functools.cache
+def _axe() -> str:
+    return Path(AXE_FILE_PATH).read_text(encoding="utf-8")
 
 
 def _screenshots(page: Any, name: str, view: str) -> None:
@@ -120,29 +190,31 @@ def _screenshots(page: Any, name: str, view: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     stem = f"{name.removesuffix('.html').replace('/', '-')}-{view}"
     for theme in ("dark", "light"):
-        pages.set_theme(page, theme)
+        tabs.set_theme(page, theme)
         page.evaluate(SCROLL)
         page.evaluate(SETTLE)
         picture = SCREENSHOTS / f"{stem}-{theme}.jpg"
         page.screenshot(path=picture, full_page=True, scale="css", type="jpeg", quality=70)
 
 
-def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) -> Visit:
+def read(tab: tabs.Tab, address: str, name: str, view: str, *, thorough: bool) -> Visit:
     """Visits a page once for all the checks; `PFCORE_SCREENSHOTS` keeps pictures beside the book.
 
     Args:
-      browser: a Playwright browser, or a context of one with the view's screen.
+      tab: where to open it, with the view's screen.
       address: where the book is served.
-      name: the page, as in `pages.every`.
+      name: the page, as in `book.every`.
       view: a name for the screen.
       thorough: whether to look at colours, in both themes, and at the width of a tablet too.
     """
-    with pages.opened(browser, address + name) as (page, log):
-        pages.typeset(page)
+    with tab.opened(address + name) as (page, log):
+        tabs.typeset(page)
+        equations = page.evaluate(EQUATIONS)
         page.evaluate(SCROLL)
         found = Visit(
             log=log,
             math=page.evaluate(MATH),
+            equations=equations,
             images=page.evaluate(IMAGES),
             links=page.evaluate(LINKS),
             overflow={page.viewport_size["width"]: page.evaluate(OVERFLOW)},
@@ -151,12 +223,13 @@ def read(browser: Any, address: str, name: str, view: str, *, thorough: bool) ->
         _screenshots(page, name, view)
         page.evaluate(OPEN)
         page.evaluate(SETTLE)
-        axe = name in pages.read_by_axe()
+        axe = name in read_by_axe()
         if axe:
-            page.evaluate(Path(AXE_FILE_PATH).read_text(encoding="utf-8"))
+            page.evaluate(_axe())
+            page.evaluate(KEEP_COLOURS)
             found.violations["light"] = page.evaluate(AXE, RULES if thorough else LAYOUT)
         if thorough:
-            pages.set_theme(page, "dark")
+            tabs.set_theme(page, "dark")
             page.evaluate(SETTLE)
             if axe:
                 found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
