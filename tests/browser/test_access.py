@@ -7,7 +7,7 @@ desktop in both themes, since they are the same at every width. `make access` ha
 
 import pytest
 
-from tests.browser import tabs, visits
+from tests.browser import axe, tabs, visits
 
 pytestmark = pytest.mark.browser
 
@@ -24,6 +24,32 @@ def test_axe_finds_no_serious_violation(visit, name, view):
         if violation["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+# What a page might have, and must not.
+WRONG = """() => document.querySelector("article").insertAdjacentHTML("afterbegin", `
+  <p style="color: #999; background: rgba(255, 255, 255, 0.9)">Pale</p>
+  <p style="opacity: 0.4">Faint <a href="#x" style="text-decoration: none">here</a></p>
+  <p style="color: color-mix(in srgb, white, #777 30%)">Mixed</p>
+  <button></button> <img src="x"> <div role="list"><b>No item</b></div>
+  <a href="#a" style="font-size: 8px">a</a><a href="#b" style="font-size: 8px">b</a>`)"""
+
+
+def test_axe_finds_what_it_finds_when_not_hurried(opened):
+    with opened("book/api/command_line.html") as (page, _):
+        page.evaluate(WRONG)
+        page.evaluate(axe.source())
+        in_peace = axe.run(page, axe.RULES)
+        axe.load(page)
+        assert axe.run(page, axe.RULES) == in_peace
+    assert {violation["id"]: len(violation["nodes"]) for violation in in_peace} == {
+        "aria-required-children": 1,
+        "button-name": 1,
+        "color-contrast": 4,
+        "image-alt": 1,
+        "link-in-text-block": 1,
+        "target-size": 2,
+    }
 
 
 FOCUSED = """() => {

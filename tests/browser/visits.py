@@ -1,15 +1,12 @@
 """One visit to a page of the book: all that the checks of the page ask of it, read at once."""
 
-import functools
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from axe_playwright_python.base import AXE_FILE_PATH
 
-from tests.browser import tabs
+from tests.browser import axe, tabs
 from tests.pages import book
 
 SCREENSHOTS = book.HTML.parent / "screenshots"
@@ -151,37 +148,6 @@ OPEN = """() => {
 }"""
 TABLET = {"width": 820, "height": 1180}
 
-AXE = """async options => {
-  const found = await axe.run(document, {...options, preload: false, resultTypes: ["violations"]});
-  return found.violations.map(({id, impact, help, nodes}) =>
-    ({id, impact, help, nodes: nodes.map(n => [n.target.join(" "), n.html.slice(0, 160),
-                                                n.failureSummary.slice(0, 400)])}));
-}"""
-# Half of the time that axe-core takes over colours goes into reading the same few from text, again
-# and again: of each text it keeps what it has read.
-KEEP_COLOURS = """() => {
-  const {prototype} = axe.commons.color.Color, read = prototype.parseString, kept = new Map();
-  prototype.parseString = function (text) {
-    if (!kept.has(text)) {
-      read.call(this, text); // raises where it cannot be read
-      kept.set(text, [this.r, this.g, this.b, this.alpha]);
-    }
-    [this.r, this.g, this.b, this.alpha] = kept.get(text);
-    return this;
-  };
-}"""
-# WCAG 2.2 asks for targets large enough for a finger; axe-core has that rule, but off.
-RULES = {"rules": {"target-size": {"enabled": True}}}
-# The rules that look at colours: all that can change between light and dark. Colours are the same
-# at every width, and are looked at once in each theme.
-COLOURS = ["color-contrast", "link-in-text-block"]
-LAYOUT = {"rules": {**RULES["rules"], **{name: {"enabled": False} for name in COLOURS}}}
-
-
-@functools.cache
-def _axe() -> str:
-    return Path(AXE_FILE_PATH).read_text(encoding="utf-8")
-
 
 def _screenshots(page: Any, name: str, view: str) -> None:
     """Pictures of the page for people, in both themes, where `PFCORE_SCREENSHOTS` asks for them."""
@@ -223,16 +189,15 @@ def read(tab: tabs.Tab, address: str, name: str, view: str, *, thorough: bool) -
         _screenshots(page, name, view)
         page.evaluate(OPEN)
         page.evaluate(SETTLE)
-        axe = name in read_by_axe()
-        if axe:
-            page.evaluate(_axe())
-            page.evaluate(KEEP_COLOURS)
-            found.violations["light"] = page.evaluate(AXE, RULES if thorough else LAYOUT)
+        accessibility = name in read_by_axe()
+        if accessibility:
+            axe.load(page)
+            found.violations["light"] = axe.run(page, axe.RULES if thorough else axe.LAYOUT)
         if thorough:
             tabs.set_theme(page, "dark")
             page.evaluate(SETTLE)
-            if axe:
-                found.violations["dark"] = page.evaluate(AXE, {"runOnly": COLOURS})
+            if accessibility:
+                found.violations["dark"] = axe.run(page, {"runOnly": axe.COLOURS})
             page.set_viewport_size(TABLET)
             found.overflow[TABLET["width"]] = page.evaluate(OVERFLOW)
     return found
