@@ -65,6 +65,50 @@ def check_count(name: str, value: Any, *, minimum: int) -> int:
     return count
 
 
+def check_vector(name: str, vector: Any, params: Params, *, leading: bool = False) -> Params:
+    """A vector as JAX arrays, if it has the structure and the shapes of the params.
+
+    Args:
+      name: of the argument, for the message.
+      vector: what the user passed.
+      params: checked parameters.
+      leading: whether each leaf has one more axis, the first, of the same length in all.
+
+    Raises:
+      ValueError: a leaf is missing, too many, or of another shape; the message has its path.
+      TypeError: a leaf is not a real number or array of numbers.
+    """
+    wanted = dict(jax.tree_util.tree_leaves_with_path(params))
+    given = dict(jax.tree_util.tree_leaves_with_path(vector))
+    like = "params with a leading axis of vectors" if leading else "params"
+    for path in [*wanted, *given]:
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if path not in given:
+            others = ", ".join(jax.tree_util.keystr(p) or "one array" for p in given) or "nothing"
+            raise ValueError(
+                f"{name} must have the structure of {like}; {place} is missing, there is {others}"
+            )
+        if path not in wanted:
+            raise ValueError(
+                f"{name} must have the structure of {like}; {place} has no counterpart"
+            )
+        dtype = jnp.result_type(given[path])
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(f"{place} has dtype {dtype}; it must be real, like params")
+        shape, want = jnp.shape(given[path]), jnp.shape(wanted[path])
+        if (shape[1:] if leading else shape) != want or (leading and not shape):
+            raise ValueError(
+                f"{place} has shape {shape}, but params{jax.tree_util.keystr(path)} has {want}; "
+                f"{name} must have the structure and shapes of {like}"
+            )
+    if leading and len({jnp.shape(x)[0] for x in given.values()}) != 1:
+        raise ValueError(
+            f"the leading axes of {name} differ: {[jnp.shape(x) for x in given.values()]}"
+        )
+    structure = jax.tree.structure(params)
+    return jax.tree.unflatten(structure, [jnp.asarray(given[path]) for path in wanted])
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _evaluate(loss: Loss, params: Params) -> jax.Array:
     return loss(params)

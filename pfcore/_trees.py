@@ -1,5 +1,6 @@
 """Parameters as pytrees: checking them, flattening them, moving them to the complex plane."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,40 @@ def num_entries(tree: Params) -> int:
 def to_complex(params: Params) -> Params:
     """Real arrays as complex ones with zero imaginary part (float32 to complex64)."""
     return jax.tree.map(lambda x: jax.lax.complex(x, jnp.zeros_like(x)), params)
+
+
+def in_single(tree: Params) -> Params:
+    """Real leaves of 16 bits or less as float32, in which everything is computed; others as they are.
+
+    In bfloat16 a sum of 256 ones and one more is 256, and a step of a hundredth is none.
+    """
+
+    def cast(x: jax.Array) -> jax.Array:
+        short = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+        return x.astype(jnp.float32) if short else x
+
+    return jax.tree.map(cast, tree)
+
+
+def power_of_two(positive: jax.Array) -> jax.Array:
+    """The largest power of two that is no larger."""
+    exponent = jnp.frexp(positive)[1]
+    return jnp.ldexp(jnp.ones_like(positive), exponent - 1)
+
+
+def norm(tree: Params) -> jax.Array:
+    """The Euclidean norm, at least in float32, with no square that over- or underflows.
+
+    NaN and infinity are handed on.
+    """
+    leaves = [jnp.abs(leaf) for leaf in jax.tree.leaves(in_single(tree)) if leaf.size]
+    dtype = real_dtype(leaves)
+    largest = functools.reduce(jnp.maximum, [jnp.max(leaf).astype(dtype) for leaf in leaves])
+    usual = (largest >= jnp.finfo(dtype).tiny) & jnp.isfinite(largest)
+    # A power of two: dividing by it rounds nothing.
+    unit = power_of_two(jnp.where(usual, largest, 1))
+    squares = [jnp.sum((leaf.astype(dtype) / unit) ** 2) for leaf in leaves]
+    return jnp.where(usual, unit * jnp.sqrt(functools.reduce(jnp.add, squares)), largest)
 
 
 def real_part(params: Params) -> Params:
