@@ -51,7 +51,7 @@ def to_complex(params: Params) -> Params:
 
 
 def in_single(tree: Params) -> Params:
-    """Real leaves of 16 bits or less as float32, in which everything is computed; others as they are.
+    """Real leaves of 16 bits as float32, in which everything is computed; others as they are.
 
     In bfloat16 a sum of 256 ones and one more is 256, and a step of a hundredth is none.
     """
