@@ -255,6 +255,29 @@ def test_batch_statistics_are_not_split(norm):
         function(model, inputs, targets, microbatch=6)  # all at once
 
 
+class SaysWhen(nnx.Module):
+    """Batch normalisation in a mode that the call chooses, whatever its constructor was told."""
+
+    def __init__(self, running, told):
+        self.norm = nnx.BatchNorm(FEATURES, use_running_average=told, rngs=nnx.Rngs(0))
+        self.norm.mean[...] = jnp.arange(3, dtype=jnp.float32)
+        self.running = running
+
+    def __call__(self, x):
+        return self.norm(x, use_running_average=self.running)
+
+
+@pytest.mark.parametrize("told", [False, True, None])
+def test_what_counts_is_how_batch_normalisation_is_called(told):
+    inputs = data(1)[0].astype(np.float32)
+    targets = np.zeros_like(inputs)
+    with pytest.raises(ValueError, match="statistics of each microbatch"):
+        full_batch(SaysWhen(False, told), inputs, targets, kind="mse", microbatch=4)
+    loss, params = full_batch(SaysWhen(True, told), inputs, targets, kind="mse", microbatch=4)
+    expected = 0.5 * np.mean(np.sum((inputs - np.arange(3)) ** 2, axis=1)) / (1 + 1e-5)
+    assert float(loss(params)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_other_normalisations_are():
     model, (inputs, targets) = conv_net("group"), images(6)
     whole, params = full_batch(model, inputs, targets, kind="mse")
@@ -417,3 +440,421 @@ def test_non_finite_data_is_met_before_training():
     loss, params = full_batch(network(2), np.full_like(inputs, np.nan), classes, kind="mse")
     with pytest.raises(ValueError, match="nan"):
         pfcore.gradient_descent(loss, params, 0.1, 1)
+
+
+class Recurrent(nnx.Module):
+    def __init__(self, cell):
+        rngs = nnx.Rngs(0)
+        self.cells = nnx.RNN(cell(3, 4, rngs=rngs))
+        self.last = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.cells(x)[:, -1])
+
+
+class BothWays(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        cells = [nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs)) for _ in range(2)]
+        self.cells, self.last = nnx.Bidirectional(*cells), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.cells(x).mean(1))
+
+
+class Attention(nnx.Module):
+    def __init__(self, **options):
+        rngs = nnx.Rngs(0)
+        self.heads = nnx.MultiHeadAttention(2, 3, 4, decode=False, rngs=rngs, **options)
+        self.last = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.heads(x).mean(1))
+
+
+def wrapped(wrapper, **options):
+    rngs = nnx.Rngs(0)
+    layer = wrapper(nnx.Linear(3, 4, rngs=rngs), rngs=rngs, **options)
+    return nnx.Sequential(layer, jnp.tanh, nnx.Linear(4, 2, rngs=rngs))
+
+
+def single_ones(key, shape):
+    return jnp.ones(shape, jnp.float32)
+
+
+def followed(layer):
+    """Between two linear layers of four features."""
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), layer, nnx.Linear(4, 2, rngs=rngs))
+
+
+ROWS, SEQUENCES = (10, 3), (10, 6, 3)
+# The shape of the inputs, and a function that makes the model.
+MODULES = {
+    "LSTM": (SEQUENCES, lambda: Recurrent(nnx.LSTMCell)),
+    "OptimizedLSTM": (SEQUENCES, lambda: Recurrent(nnx.OptimizedLSTMCell)),
+    "GRU": (SEQUENCES, lambda: Recurrent(nnx.GRUCell)),
+    "SimpleCell": (SEQUENCES, lambda: Recurrent(nnx.SimpleCell)),
+    "Bidirectional": (SEQUENCES, BothWays),
+    "MultiHeadAttention": (SEQUENCES, Attention),
+    "WeightNorm": (ROWS, lambda: wrapped(nnx.WeightNorm, scale_init=single_ones)),
+    "SpectralNorm": (ROWS, lambda: wrapped(nnx.SpectralNorm)),
+    "BatchNorm": (ROWS, lambda: followed(nnx.BatchNorm(4, rngs=nnx.Rngs(1)))),
+    "BatchNorm, evaluated": (
+        ROWS,
+        lambda: followed(nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(1))),
+    ),
+    "LayerNorm": (ROWS, lambda: followed(nnx.LayerNorm(4, rngs=nnx.Rngs(1)))),
+    "RMSNorm": (ROWS, lambda: followed(nnx.RMSNorm(4, rngs=nnx.Rngs(1)))),
+    "Dropout": (ROWS, lambda: followed(nnx.Dropout(0.5, rngs=nnx.Rngs(1)))),
+    "LoRA": (ROWS, lambda: nnx.LoRA(3, 2, 2, rngs=nnx.Rngs(1))),
+}
+
+
+def derivatives(loss, params):
+    """Value, gradient, and the Hessian's product with ones."""
+
+    @jax.jit
+    def everything(params):
+        ones = jax.tree.map(jnp.ones_like, params)
+        return loss(params), jax.jvp(jax.grad(loss), (params,), (ones,))
+
+    return flatten(everything(params)).astype(float)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_of_flax_against_a_loss_by_hand(name):
+    shape, make = MODULES[name]
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    classes = jnp.asarray(rng.integers(0, 2, shape[0]))
+    model = make()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+    def by_hand(params):
+        logits = nnx.merge(graph, params, rest)(inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+
+    expected = derivatives(by_hand, params)
+    splits = name not in ("BatchNorm", "Dropout")
+    for microbatch in (None, 4) if splits else (None,):
+        loss, same = full_batch(model, inputs, classes, kind="cross_entropy", microbatch=microbatch)
+        assert jax.tree.structure(same) == jax.tree.structure(params)
+        found = derivatives(loss, same)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert np.count_nonzero(found) > 0.3 * found.size
+
+
+class Tagger(nnx.Module):
+    """Logits at each position of sequences of tokens."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(10, 4, rngs=rngs)
+        self.cells = nnx.RNN(nnx.GRUCell(4, 4, rngs=rngs))
+        self.last = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.last(self.cells(self.embed(tokens)))
+
+
+TOKENS = np.random.default_rng(0).integers(0, 10, (7, 5))
+TAGS = np.random.default_rng(1).integers(0, 3, (7, 5))
+KEPT = np.arange(5) < np.array([5, 3, 1, 4, 5, 2, 5])[:, None]
+
+
+@pytest.mark.parametrize("microbatch", [None, 3])
+@pytest.mark.parametrize("kept", [None, KEPT, KEPT.astype(int)], ids=["all", "bools", "ones"])
+def test_a_class_for_each_token(kept, microbatch):
+    """The mean over the positions that count, whatever stands at the others."""
+    model, counts = Tagger(), np.ones_like(KEPT) if kept is None else KEPT
+    targets = np.where(counts, TAGS, -100)
+    loss, params = full_batch(
+        model, TOKENS, targets, kind="cross_entropy", microbatch=microbatch, mask=kept
+    )
+    logits = np.asarray(model(jnp.asarray(TOKENS)), float)
+    chosen = np.take_along_axis(logits, TAGS[..., None], axis=2)[..., 0]
+    each = np.log(np.exp(logits).sum(axis=2)) - chosen
+    assert float(loss(params)) == pytest.approx(each[counts].mean(), rel=1e-5)
+    share, _ = accuracy(model, TOKENS, targets, microbatch=microbatch, mask=kept)
+    right = logits.argmax(axis=2) == TAGS
+    assert float(share(params)) == pytest.approx(right[counts].mean(), rel=1e-6)
+
+
+def test_curvature_of_a_model_of_tokens_against_the_dense_hessian():
+    model = Tagger()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+    def by_hand(params):
+        logits = nnx.merge(graph, params, rest)(jnp.asarray(TOKENS))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(TAGS)).mean()
+
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    expected = jax.jit(jax.hessian(lambda x: by_hand(unravel(x))))(flat)
+    loss, params = full_batch(model, TOKENS, TAGS, kind="cross_entropy", microbatch=3)
+    found = jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    top = pfcore.curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(0)).values[0]
+    assert float(top) == pytest.approx(np.linalg.eigvalsh(expected)[-1], rel=1e-4)
+
+
+def test_numbers_at_each_position():
+    model = MLP((FEATURES, 4, 2), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(4, 5, FEATURES)), rng.normal(size=(4, 5, 2))
+    each = 0.5 * np.sum((np.asarray(model(jnp.asarray(inputs))) - targets) ** 2, axis=2)
+    loss, params = full_batch(model, inputs, targets, kind="mse")
+    assert float(loss(params)) == pytest.approx(each.mean(), rel=1e-13)
+    mask = rng.random((4, 5)) < 0.5
+    padded = np.where(mask[..., None], targets, np.nan)
+    loss, _ = full_batch(model, inputs, padded, kind="mse", mask=mask, microbatch=3)
+    assert float(loss(params)) == pytest.approx(each[mask].mean(), rel=1e-13)
+    assert np.all(np.isfinite(flatten(jax.grad(loss)(params))))
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_counts_a_sample_as_often(kind, microbatch):
+    inputs, classes, _ = data(4)
+    weights = np.arange(N) % 3
+    repeated = np.repeat(np.arange(N), weights)
+    wanted, params = full_batch(network(4), inputs[repeated], classes[repeated], kind=kind)
+    for scale in (1, 1e-30, 1e30):
+        loss, _ = full_batch(
+            network(4), inputs, classes, kind=kind, microbatch=microbatch, weights=scale * weights
+        )
+        assert float(loss(params)) == pytest.approx(float(wanted(params)), rel=1e-13)
+        np.testing.assert_allclose(
+            flatten(jax.grad(loss)(params)), flatten(jax.grad(wanted)(params)), rtol=1e-11
+        )
+    share, _ = accuracy(network(4), inputs, classes, weights=weights, microbatch=microbatch)
+    expected, _ = accuracy(network(4), inputs[repeated], classes[repeated])
+    assert float(share(params)) == pytest.approx(float(expected(params)), rel=1e-13)
+
+    @jax.jit
+    def compiled(params, inputs, classes, weights, mask):
+        loss, _ = full_batch(
+            network(4),
+            inputs,
+            classes,
+            kind=kind,
+            microbatch=microbatch,
+            weights=weights,
+            mask=mask,
+        )
+        return loss(params)
+
+    # The mask leaves out what the weights do; the values of both are not known.
+    traced = (jnp.asarray(x) for x in (inputs, classes, np.maximum(weights, 1), weights > 0))
+    assert float(compiled(params, *traced)) == pytest.approx(float(wanted(params)), rel=1e-13)
+
+
+def test_weights_of_positions():
+    loss, params = full_batch(Tagger(), TOKENS, TAGS, kind="cross_entropy", mask=KEPT)
+    weighted, _ = full_batch(
+        Tagger(), TOKENS, TAGS, kind="cross_entropy", weights=3.0 * KEPT, microbatch=2
+    )
+    assert float(weighted(params)) == pytest.approx(float(loss(params)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"weights": np.ones(N - 1)}, ValueError, rf"shape \({N - 1},\); pass \({N},\)"),
+        ({"weights": -np.ones(N)}, ValueError, "not negative.*-1"),
+        ({"weights": np.full(N, np.nan)}, ValueError, "finite.*nan"),
+        ({"weights": np.zeros(N)}, ValueError, "leave nothing"),
+        ({"mask": np.zeros(N, bool)}, ValueError, "leave nothing"),
+        ({"weights": np.ones(N, complex)}, TypeError, "complex128"),
+        ({"mask": np.ones((N, 2), bool)}, ValueError, rf"mask has shape \({N}, 2\)"),
+        ({"mask": np.ones(N)}, TypeError, "float64.*weights="),
+        ({"rngs": "dropout"}, TypeError, r"'dropout'.*nnx\.Rngs\(0\)"),
+    ],
+)
+def test_options_that_do_not_fit(options, error, message):
+    with pytest.raises(error, match=message):
+        full_batch(network(2), *data(2)[:2], kind="mse", **options)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (TAGS[:, 0], r"class labels \(7, 5, 3\)|class labels \(7, 5\), one for each position"),
+        (TAGS[:, :4], r"shape \(7, 4\).*\(7, 5, 3\).*classes of shape \(7, 5\)"),
+        (TAGS[:6], "7 inputs but 6 targets"),
+        (np.ones((7, 5)), r"shape \(7, 5\).*\(7, 5, 3\)"),
+        (TAGS - 100, r"from -100.*mask="),
+    ],
+)
+def test_targets_that_do_not_fit_sequences(targets, message):
+    with pytest.raises(ValueError, match=message):
+        full_batch(Tagger(), TOKENS, targets, kind="cross_entropy")
+
+
+class Returning(nnx.Module):
+    """A model that returns what a function makes of its outputs."""
+
+    def __init__(self, what):
+        self.layer, self.what = nnx.Linear(FEATURES, 1, rngs=nnx.Rngs(0)), what
+
+    def __call__(self, x):
+        return self.what(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "model, error, message",
+    [
+        (Returning(lambda y: (y, y)), TypeError, "one array.*returns the outputs alone"),
+        (Returning(lambda y: y[:, 0]), ValueError, rf"shape \({N},\) for {N} inputs"),
+        (Returning(lambda y: y.T), ValueError, rf"shape \(1, {N}\).*samples first"),
+        (jnp.tanh, TypeError, "NNX module.*Linen, Haiku or Equinox"),
+        (nnx.Dropout(0.5), ValueError, "Dropout, has no nnx.Param"),
+        (nnx.List([nnx.Param(jnp.ones(2))]), TypeError, "cannot be called"),
+    ],
+)
+def test_models_that_are_none(model, error, message):
+    inputs = data(1)[0].astype(np.float32)
+    with pytest.raises(error, match=message):
+        full_batch(model, inputs, np.zeros(N), kind="mse")
+
+
+def dropping(rate=0.5):
+    return nnx.Sequential(
+        nnx.Linear(FEATURES, 8, rngs=nnx.Rngs(0)),
+        nnx.Dropout(rate, rngs=nnx.Rngs(1)),
+        nnx.Linear(8, 4, rngs=nnx.Rngs(2)),
+        nnx.Dropout(rate, rngs=nnx.Rngs(1)),
+    )
+
+
+class RandomStart(nnx.Module):
+    """A recurrence that starts anywhere."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.cell, self.rngs = nnx.SimpleCell(3, 4, rngs=rngs), rngs.carry.fork()
+        self.cells = nnx.RNN(self.cell)
+
+    def __call__(self, x):
+        start = jax.random.normal(self.rngs(), (len(x), 4), jnp.float32)
+        return self.cells(x, initial_carry=start)[:, -1]
+
+
+class GivenRngs(nnx.Module):
+    """Dropout that is given its random numbers at the call."""
+
+    def __init__(self):
+        self.layer, self.dropout = nnx.Linear(FEATURES, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)
+
+    def __call__(self, x, *, rngs=None):
+        return self.dropout(self.layer(x), rngs=rngs)
+
+
+RANDOM = {
+    "Dropout": (data(4)[0], dropping),
+    "rngs at the call": (data(4)[0], GivenRngs),
+    "attention": (
+        np.random.default_rng(0).normal(size=(N, 6, 3)),
+        lambda: Attention(dropout_rate=0.5, deterministic=False),
+    ),
+    "start of a recurrence": (
+        np.random.default_rng(0).normal(size=(N, 6, 3)),
+        RandomStart,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_of_a_sample_do_not_depend_on_the_microbatch(name):
+    inputs, make = RANDOM[name]
+    classes, rngs = np.arange(N) % 2, nnx.Rngs(7)
+
+    def of(microbatch, model, rngs=rngs):
+        loss, params = full_batch(
+            model, inputs, classes, kind="cross_entropy", microbatch=microbatch, rngs=rngs
+        )
+        return derivatives(loss, params)
+
+    model = make()
+    whole = of(None, model)
+    for microbatch in (1, 4):
+        np.testing.assert_allclose(of(microbatch, model), whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(of(None, make(), 7), whole)
+    if name != "rngs at the call":
+        with pytest.raises(ValueError, match=r"microbatch=4.*rngs=nnx\.Rngs\(0\).*eval\(\)"):
+            of(4, model, None)
+    assert np.abs(of(4, model, nnx.Rngs(8)) - whole).max() > 1e-3  # other numbers
+    rngs.dropout()
+    assert np.abs(of(4, model, rngs) - whole).max() > 1e-3  # and of what was drawn, the next ones
+    assert int(rngs.default.count[...]) == 1  # of which `full_batch` takes none
+
+
+def test_dropout_that_is_switched_off_is_split():
+    model = dropping()
+    model.eval()
+    whole, params = full_batch(model, *data(4)[:2], kind="cross_entropy")
+    for options in ({}, {"rngs": nnx.Rngs(0)}):
+        parts, _ = full_batch(model, *data(4)[:2], kind="cross_entropy", microbatch=4, **options)
+        assert float(parts(params)) == pytest.approx(float(whole(params)), rel=1e-6)
+
+
+def test_masks_are_independent_and_as_frequent_as_asked():
+    """A rate of 0.3 on ones: 0 in 30 % of 80,000 places, else 1/0.7, not alike between samples."""
+
+    class Ones(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(()))
+            self.first = nnx.Dropout(0.3, rngs=nnx.Rngs(0))
+            self.second = nnx.Dropout(0.3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.scale * jnp.concatenate([self.first(x), self.second(x)], axis=-1)
+
+    n, width = 400, 100
+
+    # With targets y and outputs s·m, dE/ds = mean_i Σ_j m_ij (s m_ij − y_ij), linear in y.
+    def masks(microbatch):
+        def slope(targets):
+            loss, params = full_batch(
+                Ones(),
+                np.ones((n, width), np.float32),
+                targets,
+                kind="mse",
+                microbatch=microbatch,
+                rngs=nnx.Rngs(0),
+            )
+            return jax.grad(loss)(params)["scale"]
+
+        return -n * np.asarray(jax.jit(jax.jacobian(slope))(jnp.zeros((n, 2 * width))))
+
+    found = masks(None)
+    np.testing.assert_allclose(masks(150), found, atol=1e-5)
+    dropped = found < 0.5
+    np.testing.assert_allclose(found[~dropped], 1 / 0.7, rtol=1e-5)
+    assert abs(dropped.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / dropped.size)
+    agree = 0.3**2 + 0.7**2
+    first, second = dropped[:, :width], dropped[:, width:]
+    for pair in ((first, second), (dropped[1:], dropped[:-1])):
+        share = np.mean(pair[0] == pair[1])
+        assert abs(share - agree) < 4 * np.sqrt(agree * (1 - agree) / pair[0].size)
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_16_bits_have_a_loss_in_single_precision(dtype, microbatch):
+    """The same outputs of the network, averaged in numpy in double precision."""
+    model = MLP((FEATURES, 4), param_dtype=dtype, rngs=nnx.Rngs(0))
+    inputs, _, columns = data(4)
+    loss, params = full_batch(model, inputs, columns, kind="mse", microbatch=microbatch)
+    outputs = np.asarray(model(jnp.asarray(inputs)), float)
+    expected = 0.5 * np.mean(np.sum((outputs - columns) ** 2, axis=1))
+    assert loss(params).dtype == jnp.float32
+    assert float(loss(params)) == pytest.approx(expected, rel=1e-6)
+    # Cast, as whatever computes in single precision does, the network computes in it, too.
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    exact = inputs @ np.asarray(single["layers"][0]["kernel"], float)
+    exact = exact + np.asarray(single["layers"][0]["bias"], float)
+    expected = 0.5 * np.mean(np.sum((exact - columns) ** 2, axis=1))
+    assert float(loss(single)) == pytest.approx(expected, rel=1e-6)
