@@ -1,5 +1,6 @@
 """Diffrax: a flow -> where it is at given times."""
 
+import enum
 from typing import Any, NamedTuple
 
 import diffrax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfcore._checks import ArrayLike, check_count
-from pfcore._trees import Params, real_dtype
+from pfcore._trees import Params, in_single, real_dtype
 from pfcore.flows.flow import Flow, State
 
 MAX_STEPS = 4096
@@ -18,6 +19,41 @@ MAX_STEPS = 4096
 LOCAL_SHARE = 0.1
 # How often the pace of the integration is looked at, in steps.
 WINDOW = 128
+
+
+class Reason(enum.IntEnum):
+    """Why an integration stopped, as `Trajectory.reason` has it."""
+
+    END = 0
+    MAX_STEPS = 1
+    PACE = 2
+    STEP_SIZE = 3
+    NOT_FINITE = 4
+    SOLVER = 5
+
+
+WHY = {
+    Reason.END: "reached the end",
+    Reason.MAX_STEPS: "max_steps: all were taken before the last time; raise max_steps",
+    Reason.PACE: (
+        "pace: at the present pace the rest would take more than max_steps. Where the field jumps, "
+        "as at the kinks of relu, no step is short enough for tight tolerances: pass rtol=1e-3, "
+        "atol=1e-5, solver=diffrax.Tsit5(), or use a smooth activation; on the branch cut of the "
+        "principal flow pass branch='continued' or state='real'. Where the flow is stiff, pass an "
+        "implicit solver, such as diffrax.Kvaerno5(). Otherwise raise max_steps or the tolerances"
+    ),
+    Reason.STEP_SIZE: (
+        "step size: it fell below machine epsilon of the times, where the solution blows up or the "
+        "field jumps; stop before, or use float64 or larger tolerances"
+    ),
+    Reason.NOT_FINITE: (
+        "not finite: the next step met NaN or infinity, where the solution blows up or leaves the "
+        "domain of the loss; stop before, or start elsewhere"
+    ),
+    Reason.SOLVER: (
+        "solver: its implicit equations were not solved; use another solver or larger tolerances"
+    ),
+}
 
 
 class Trajectory(NamedTuple):
@@ -29,12 +65,25 @@ class Trajectory(NamedTuple):
         were not reached.
       completed: whether every time was reached with finite values.
       num_steps: adaptive steps taken, rejected ones included.
+      reason: why it stopped, an integer that `why` puts in words: 0 the end, 1 `max_steps`,
+        2 the pace, 3 the step size, 4 values that are not finite, 5 the solver.
     """
 
     times: jax.Array
     params: Params
     completed: jax.Array
     num_steps: jax.Array
+    reason: jax.Array
+
+    @property
+    def why(self) -> str:
+        """`reason` in words, and what to do; of several trajectories, each reason once."""
+        if isinstance(self.reason, jax.core.Tracer):
+            raise TypeError(
+                "why is words, which a compiled function cannot return; return the trajectory or "
+                "its reason, and ask outside"
+            )
+        return "; ".join(WHY[Reason(int(code))] for code in np.unique(self.reason))
 
 
 class _Progress(NamedTuple):
@@ -48,7 +97,10 @@ class _Progress(NamedTuple):
       solver, controller: what Diffrax's solver and step-size controller remember.
       num_steps: taken, rejected ones included.
       window_start: time at the start of the present window of `WINDOW` steps.
-      failed: whether to go no further.
+      slow_window: the longest of the windows just before that were too slow; negative if the
+        last was not.
+      met_nan: whether a step of the present window met values that are not finite.
+      failed: why to go no further, a `Reason`; 0 to go on.
     """
 
     reached: jax.Array
@@ -59,6 +111,8 @@ class _Progress(NamedTuple):
     controller: Any
     num_steps: jax.Array
     window_start: jax.Array
+    slow_window: jax.Array
+    met_nan: jax.Array
     failed: jax.Array
 
 
@@ -134,6 +188,7 @@ def _solve(
         dtmin=10 * eps * end,
     )
     solver = _prepared(solver, controller)
+    windows = max_steps / WINDOW
     # Compiled by itself, it is traced once, however often the solver calls it.
     field = jax.jit(lambda t, y: _flattened(flow.vector_field(t, _restored(y, like)), dtype))
     terms = diffrax.ODETerm(lambda t, y, args: field(t, y))
@@ -154,6 +209,7 @@ def _solve(
         """One step tried; taken if its error is small enough."""
         reached, proposed = progress.reached, progress.proposed
         candidate, error, dense, solver_state, solved = attempt(progress)
+        finite = jnp.all(jnp.isfinite(error))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         accepted, after, following, _, controller_state, controlled = controller.adapt_step_size(
             reached, proposed, progress.state, candidate, None, error, order, progress.controller
@@ -167,7 +223,19 @@ def _solve(
 
         num_steps = progress.num_steps + 1
         at_window_end = num_steps % WINDOW == 0
-        pace = (after - progress.window_start) / WINDOW
+        window, before = after - progress.window_start, progress.slow_window
+        slow = window * windows < end - after
+        # A transient is slow, too, but the inverse of its steps falls by the same from window to
+        # window, and the steps are as long as one likes before `max_steps` are used up.
+        passing = (before < 0) | ((window - before) * windows > before)
+        longest = jnp.where(slow, jnp.maximum(window, before), -1)
+        met_nan = progress.met_nan | ~finite
+        stuck = jnp.where(met_nan, int(Reason.NOT_FINITE), int(Reason.PACE))
+        failed = jnp.where(at_window_end & slow & ~passing, stuck, int(Reason.END))
+        too_small = jnp.where(finite, int(Reason.STEP_SIZE), int(Reason.NOT_FINITE))
+        failed = jnp.where(controlled != diffrax.RESULTS.successful, too_small, failed)
+        unsolved = accepted & (solved != diffrax.RESULTS.successful)
+        failed = jnp.where(unsolved, int(Reason.SOLVER), failed)
         return _Progress(
             reached=jnp.asarray(after),
             state=keep(candidate, progress.state),
@@ -177,16 +245,17 @@ def _solve(
             controller=controller_state,
             num_steps=num_steps,
             window_start=jnp.where(at_window_end, after, progress.window_start),
-            failed=(accepted & (solved != diffrax.RESULTS.successful))
-            | (controlled != diffrax.RESULTS.successful)
-            # At the present pace the rest would take more than `max_steps`.
-            | (at_window_end & (pace * max_steps < end - after)),
+            slow_window=jnp.where(at_window_end, longest, before),
+            met_nan=met_nan & ~at_window_end,
+            failed=failed.astype(jnp.int32),
         )
 
     def at(progress: _Progress, time: jax.Array) -> tuple[_Progress, tuple[jax.Array, Params]]:
         """On to the first step that reaches `time`; whether one did, and the position there."""
         progress = jax.lax.while_loop(
-            lambda p: (p.reached < time) & (p.num_steps < max_steps) & ~p.failed, step, progress
+            lambda p: (p.reached < time) & (p.num_steps < max_steps) & (p.failed == 0),
+            step,
+            progress,
         )
         start, stop, dense = progress.last
         value = solver.interpolation_cls(t0=start, t1=stop, **dense).evaluate(time)
@@ -208,7 +277,9 @@ def _solve(
         controller=controller_state,
         num_steps=jnp.int32(0),
         window_start=zero,
-        failed=jnp.bool_(False),
+        slow_window=-end,
+        met_nan=jnp.bool_(False),
+        failed=jnp.int32(0),
     )
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: attempt(progress)[2])
@@ -223,7 +294,11 @@ def _solve(
 
     params = jax.tree.map(kept, params)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
-    return Trajectory(times, params, jnp.all(reached) & finite, progress.num_steps)
+    completed = jnp.all(reached) & finite
+    stopped = jnp.where(progress.failed == 0, int(Reason.MAX_STEPS), progress.failed)
+    reason = jnp.where(jnp.all(reached), int(Reason.NOT_FINITE), stopped)
+    reason = jnp.where(completed, int(Reason.END), reason).astype(jnp.int32)
+    return Trajectory(times, params, completed, progress.num_steps, reason)
 
 
 def _check_times(times: ArrayLike, dtype: jnp.dtype) -> jax.Array:
@@ -248,6 +323,16 @@ def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> jax.Array:
     return jnp.asarray(value, dtype)
 
 
+def _in_single(params: Params) -> Params:
+    """As `in_single`, of params that are still to be checked."""
+
+    def cast(x: Any) -> Any:
+        floating = jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
+        return in_single(jnp.asarray(x)) if floating else x
+
+    return jax.tree.map(cast, params)
+
+
 def integrate(
     flow: Flow,
     params: Params,
@@ -262,16 +347,31 @@ def integrate(
 
     Gradient descent's step $k$ is compared with time $kh$: pass `h * jnp.arange(n + 1)`.
 
-    The step size is adapted to the tolerances. The integration ends early, with `completed`
-    false, when values stop being finite, when `max_steps` are used up, or when at the present
-    pace they would be; what was reached is kept.
+    The step size is adapted to the tolerances. The integration may end early, with `completed`
+    false; what was reached is kept. `path.why` then says why, and what to do:
+
+    * max_steps: all are used up. Raise `max_steps`.
+    * pace: they would be. Every 128 steps, from the 256th on, it ends where the rest would take
+      more than `max_steps` and the pace does not grow. That is so where the field jumps, for no
+      step is short enough for tight tolerances there: a network of relu meets a kink all the time
+      (`rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()` go past them, with errors of about the
+      tolerances, or use a smooth activation), and the principal flow its branch cut
+      (`branch="continued"`, or `state="real"`). It is also so for stiff flows (an implicit solver,
+      such as `diffrax.Kvaerno5()`) and very tight tolerances (raise `max_steps`).
+    * step size: it fell below machine epsilon of the times. The solution blows up there, or the
+      field jumps. Stop before, or use float64 or larger tolerances.
+    * not finite: the next step met NaN or infinity. The solution blows up there, or leaves the
+      domain of the loss. Stop before, or start elsewhere.
+    * solver: its implicit equations were not solved. Use another, or larger tolerances.
 
     Compiled once for each kind of flow, loss and shape: other learning rates, starting points
     and times reuse it. Works under `jax.jit` and `jax.vmap`, and with forward-mode derivatives.
 
     Args:
       flow: one of `pfcore.flows`, or any `Flow`.
-      params: any pytree of floating-point arrays; the precision of the integration is theirs.
+      params: any pytree of floating-point arrays; the precision of the integration is theirs, and
+        float32 for those of 16 bits, in which steps of a flow would be lost: the loss is called
+        with them in float32, and they are returned in it.
       times: [T], at least 0, not decreasing, the last one above 0. In units of the learning
         rate times steps.
       rtol: relative tolerance on the positions (each step is held to a tenth of it, and to no
@@ -294,13 +394,15 @@ def integrate(
       >>> path = pfcore.integrate(flow, jnp.array([1.0]), jnp.array([0.0, 1.0]))
       >>> bool(path.completed), round(float(path.params[-1, 0]), 4)
       (True, 0.3679)
+      >>> path.why
+      'reached the end'
 
     References:
       Prince and Dormand, *High order embedded Runge-Kutta formulae*, 1981; Kidger, *On neural
       differential equations*, 2021 (arXiv 2202.02435), for Diffrax.
     """
     max_steps = check_count("max_steps", max_steps, minimum=1)
-    state = flow.init(params)
+    state = in_single(flow.init(_in_single(params)))
     dtype = real_dtype(state)
     return _solve(
         flow,

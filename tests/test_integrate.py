@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -5,13 +9,18 @@ import numpy as np
 import pytest
 
 import pfcore
-from pfcore.flows import Flow, igr_flow, negative_gradient_flow
+from pfcore.flows import Flow, igr_flow, negative_gradient_flow, principal_flow
+from tests.conftest import flatten, small_network
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 QUADRATIC = pfcore.objectives.quadratic
 EIGENVALUES = np.array([2.0, 0.02])
 START = np.array([1.0, 2.0])
+
+
+def quadratic_of(curvatures):
+    return lambda x: 0.5 * jnp.sum(jnp.asarray(curvatures) * x**2)
 
 
 def test_closed_form_of_gradient_flow():
@@ -22,6 +31,7 @@ def test_closed_form_of_gradient_flow():
     )
     np.testing.assert_array_equal(path.times, times)
     assert bool(path.completed) and int(path.num_steps) < 40
+    assert path.why == "reached the end" and path.reason.dtype == jnp.int32
 
 
 def test_closed_form_of_igr_flow():
@@ -57,6 +67,7 @@ def test_blow_up_is_reported_and_what_was_reached_is_kept():
     np.testing.assert_allclose(path.params[:3, 0], expected, rtol=1e-5)
     assert np.isnan(path.params[3, 0])
     assert int(path.num_steps) < 1000
+    assert path.why.startswith("not finite") and "blows up" in path.why
 
 
 def test_running_out_of_steps_is_reported():
@@ -64,6 +75,7 @@ def test_running_out_of_steps_is_reported():
     path = pfcore.integrate(flow, jnp.array([0.01]), [0.0, 0.001, 10.0], max_steps=12)
     assert not bool(path.completed)
     assert int(path.num_steps) == 12
+    assert path.why.startswith("max_steps") and "raise" in path.why
     assert np.all(np.isfinite(path.params[:2])) and np.isnan(path.params[2, 0])
 
 
@@ -78,6 +90,150 @@ def test_values_that_stop_being_finite_are_reported():
     assert not bool(path.completed)
     np.testing.assert_allclose(path.params[:2, 0], [1.0, 0.75], rtol=1e-9)
     assert np.isnan(path.params[2, 0])
+    assert path.why.startswith("not finite") and int(path.num_steps) < 1000
+
+
+def test_positions_that_are_not_finite_are_reported():
+    """The logarithm of x′ = −1 from 1, past 0."""
+    flow = Flow(
+        init=lambda p: p, vector_field=lambda t, x: -jnp.ones_like(x), position=lambda x: jnp.log(x)
+    )
+    path = pfcore.integrate(flow, jnp.array([1.0]), [0.5, 2.0])
+    np.testing.assert_allclose(path.params[0], np.log(0.5), rtol=1e-9)
+    assert not bool(path.completed) and path.why.startswith("not finite")
+
+
+def test_steps_below_machine_epsilon_are_reported():
+    """x′ = x³ in float32 up to its end at t = 1/2, and tolerances that keep its steps small."""
+    flow = negative_gradient_flow(lambda x: -jnp.sum(x**4) / 4)
+    path = pfcore.integrate(flow, jnp.ones(1, jnp.float32), [0.25, 0.5005], max_steps=10**6)
+    assert not bool(path.completed) and np.isnan(path.params[1, 0])
+    assert path.why.split(":")[0] in ("step size", "not finite")
+
+
+def test_reasons_under_tracing():
+    """Of several trajectories, each has its own: E = −x⁴/4 blows up at 1/(2 x²)."""
+    flow = negative_gradient_flow(lambda x: -jnp.sum(x**4) / 4)
+
+    def run(start):
+        return pfcore.integrate(flow, start, [0.25, 1.0])
+
+    paths = jax.jit(jax.vmap(run))(jnp.array([[0.5], [1.0]]))
+    assert paths.completed.tolist() == [True, False]
+    assert paths.reason[0] == 0 and paths.reason[1] != 0
+    assert paths.why.startswith("reached the end; not finite")
+    with pytest.raises(TypeError, match="ask outside"):
+        jax.jit(lambda x: [run(x).why and x])(jnp.array([0.5]))
+
+
+def test_the_branch_cut_ends_early():
+    loss, h = pfcore.objectives.himmelblau.scaled(0.01), 1.5
+    path = pfcore.integrate(principal_flow(loss, h), jnp.ones(2), h * np.arange(6))
+    assert path.why.startswith("pace") and "branch='continued'" in path.why
+    assert int(path.num_steps) < 1000
+
+
+@pytest.mark.parametrize("end", [10.0, 1e4])
+@pytest.mark.parametrize("rtol", [1e-6, 1e-8, 1e-10])
+def test_a_transient_is_no_reason_to_stop(rtol, end):
+    """Curvatures 1 and 10⁴: many short steps first, then long ones, however long the rest is."""
+    curvatures = np.array([1e4, 1.0])
+    flow = negative_gradient_flow(quadratic_of(curvatures))
+    path = pfcore.integrate(
+        flow,
+        np.ones(2),
+        [1e-4, 1.0, end],
+        rtol=rtol,
+        atol=rtol * 1e-3,
+        solver=diffrax.Kvaerno5(),
+    )
+    assert bool(path.completed), path.why
+    exact = np.exp(-np.outer([1e-4, 1.0], curvatures))
+    np.testing.assert_allclose(path.params[:2], exact, rtol=100 * rtol, atol=rtol)
+
+
+def test_stiff_flows_are_told_to_take_an_implicit_solver():
+    flow = negative_gradient_flow(quadratic_of(np.array([1e4, 1.0])))
+    path = pfcore.integrate(flow, np.ones(2), [100.0])
+    assert path.why.startswith("pace") and "Kvaerno5" in path.why
+    assert int(path.num_steps) < 1000
+
+
+def test_kinks_of_relu():
+    """Tight tolerances end with a hint; taken, it leads near gradient descent in tiny steps."""
+    loss, params = small_network("cross_entropy", "relu", sizes=(30, 8, 1))
+    flow, times = negative_gradient_flow(loss), np.array([1.0, 3.0])
+    tight = pfcore.integrate(flow, params, times)
+    assert not bool(tight.completed)
+    hint = "rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()"
+    assert tight.why.startswith("pace") and hint in tight.why and hint in pfcore.integrate.__doc__
+    path = pfcore.integrate(flow, params, times, rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5())
+    assert bool(path.completed)
+    h = 1e-3
+    steps = pfcore.gradient_descent(loss, params, h, 3000)
+    for place, time in enumerate(times):
+        found = flatten(jax.tree.map(lambda x, i=place: x[i], path.params))
+        wanted = flatten(jax.tree.map(lambda x, t=time: x[round(t / h)], steps))
+        assert np.linalg.norm(found - wanted) < 3e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("make", [negative_gradient_flow, lambda loss: principal_flow(loss, 0.1)])
+def test_params_of_16_bits_are_followed_in_single_precision(make, dtype):
+    """E = x²: gradient flow is exp(−2t), and the principal flow (1 − 2h)^(t/h)."""
+    flow, times = make(lambda p: jnp.sum(p["x"] ** 2)), np.linspace(0, 1, 5)
+    path = pfcore.integrate(flow, {"x": jnp.ones(1, dtype)}, times)
+    rate = 2 if make is negative_gradient_flow else -np.log1p(-0.2) / 0.1
+    assert bool(path.completed) and path.params["x"].dtype == jnp.float32
+    np.testing.assert_allclose(path.params["x"][:, 0], np.exp(-rate * times), rtol=1e-5)
+
+
+STRICT = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, pfcore
+jax.config.update(*{
+    "rank": ("jax_numpy_rank_promotion", "raise"),
+    "nan": ("jax_debug_nans", True),
+    "dtype": ("jax_numpy_dtype_promotion", "strict"),
+}[sys.argv[1]])
+from pfcore import flows
+d, h, times = np.array([1.0, 2.0, 5.0], np.float32), 0.1, 0.1 * np.arange(4)
+# The principal flow calls it with complex params, to which strict promotion promotes no real data.
+loss = lambda p: 0.5 * jnp.sum(jnp.asarray(d, p["x"].dtype) * p["x"] ** 2)
+start = {"x": jnp.ones(3)}
+steps = pfcore.gradient_descent(loss, start, h, 3)
+np.testing.assert_allclose(steps["x"], (1 - h * d) ** np.arange(4)[:, None], rtol=1e-5)
+second, third = 1 + h * d / 2, 1 + h * d / 2 + (h * d) ** 2 / 3
+exact = -np.log1p(-h * d) / (h * d)
+for flow, factor in (
+    (flows.negative_gradient_flow(loss), 1),
+    (flows.igr_flow(loss, h), second),
+    (flows.third_order_flow(loss, h), third),
+    (flows.modified_flow(loss, h, 3), third),
+    (flows.principal_flow(loss, h), exact),
+    (flows.principal_flow(loss, h, state="real"), exact),
+    (flows.principal_flow(loss, h, depth=3), exact),
+):
+    path = pfcore.integrate(flow, start, times)
+    assert path.completed and path.why == "reached the end"
+    wanted = np.exp(-np.outer(times, d * factor))
+    np.testing.assert_allclose(path.params["x"], wanted, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["rank", "nan", "dtype"])
+def test_strict_settings_of_jax(setting):
+    """In a process of its own: closed forms, of gradient descent and of the principal flow."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STRICT, setting],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_any_flow_with_more_state_than_parameters():
