@@ -1,5 +1,6 @@
 """Curvature-dynamics aware tuning: on edge along the optimiser's own direction."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,18 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from pfcore._checks import Loss, ScalarLike, check_positive
-from pfcore._trees import Params, real_dtype
-from pfcore.learning_rates.common import bounded, required, scaled
+from pfcore._trees import Params
+from pfcore.learning_rates.common import (
+    AxisName,
+    bounded,
+    gradient_and_product,
+    is_empty,
+    normalised,
+    point,
+    scaled,
+    state_dtype,
+    trained,
+)
 from pfcore.learning_rates.dal import descending
 
 
@@ -19,9 +30,11 @@ class ScaleByCdatState(NamedTuple):
     Attributes:
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $|u^\top Hu|/\|u\|^2$ along the last update's direction; 0 before.
-      slope: smoothed $n = \max(-g^\top u, 0)$.
-      bend: smoothed $d = |u^\top Hu|$.
+      slope: smoothed $n = \max(-g^\top u, 0)$, divided by $2^\text{exponent}$.
+      bend: smoothed $d = |u^\top Hu|$, divided by the same.
       num_updates: so far.
+      exponent: 0 unless an average is so large or so small that it might leave the range of its
+        dtype.
     """
 
     learning_rate: Float[Array, ""]
@@ -29,10 +42,49 @@ class ScaleByCdatState(NamedTuple):
     slope: Float[Array, ""]
     bend: Float[Array, ""]
     num_updates: Int[Array, ""]
+    exponent: Int[Array, ""]
+
+
+def _dot(tree: Params, other: Params, dtype: jnp.dtype) -> Array:
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), tree, other)
+    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+
+
+def _smoothed(
+    state: ScaleByCdatState, keep: Array, slope: Array, bend: Array, size: Array
+) -> tuple[Array, Array, Array]:
+    """The averages of size · slope and size² · bend, and their common exponent.
+
+    The products over- or underflow where the gradient is large or small: mantissas and exponents
+    are multiplied apart.
+    """
+    dtype = slope.dtype
+    size, power = jnp.frexp(size)
+    new = ((size * slope, power), (size * size * bend, 2 * power))
+    old = ((state.slope, state.exponent), (state.bend, state.exponent))
+    least = jnp.iinfo(jnp.int32).min // 2
+
+    def top(number: Array, exponent: Array) -> Array:
+        mine = (jnp.frexp(number)[1] + exponent).astype(jnp.int32)
+        return jnp.where(number > 0, mine, jnp.int32(least))
+
+    largest = functools.reduce(jnp.maximum, [top(*pair) for pair in (*new, *old)])
+    far = (largest != least) & (jnp.abs(largest) > jnp.finfo(dtype).maxexp // 4)
+    exponent = jnp.where(far, largest, jnp.int32(0))
+    slope, bend = (
+        keep * jnp.ldexp(before[0], before[1] - exponent)
+        + (1 - keep) * jnp.ldexp(now[0], now[1] - exponent)
+        for before, now in zip(old, new, strict=True)
+    )
+    return slope, bend, exponent
 
 
 def scale_by_cdat(
-    scale: ScalarLike = 2.0, decay: ScalarLike = 0.9, max_learning_rate: ScalarLike = 5.0
+    scale: ScalarLike = 2.0,
+    decay: ScalarLike = 0.9,
+    max_learning_rate: ScalarLike = 5.0,
+    *,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by CDAT's learning rate.
 
@@ -47,13 +99,15 @@ def scale_by_cdat(
     model along $u$ ends where it began; $\sigma = 1$ is its minimum. For gradient descent without
     smoothing, DAL at $p = 1$ never exceeds it at $\sigma = 2$, by Cauchy and Schwarz.
 
-    Where $\bar d = 0$, h is $h_\text{max}$ if $\bar n > 0$, else 0. Where one of them is not
-    finite, h is 0, the update is zero, and the averages are kept as they were.
+    Where $\bar d = 0$, h is $h_\text{max}$ if $\bar n > 0$, else 0. Where $n$ or $d$ is not
+    finite, h is 0, the update is zero, and the averages are kept as they were. On momentum, and on
+    parameters of 16 bits, see `scale_by_dal`.
 
     Args:
       scale: $\sigma > 0$.
       decay: of the averages, in [0, 1); 0 for no smoothing.
       max_learning_rate: $h_\text{max} > 0$, this library's addition.
+      axis_name: as for `scale_by_dal`.
 
     Returns:
       An Optax transformation with extra arguments, called as `scale_by_dal` is; it computes the
@@ -61,7 +115,8 @@ def scale_by_cdat(
       is a `ScaleByCdatState`.
 
     Raises:
-      ValueError: an option is out of range; `loss_fn` or `params` is missing.
+      ValueError: an option is out of range; otherwise as for `scale_by_dal`.
+      TypeError: as for `scale_by_dal`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -82,9 +137,10 @@ def scale_by_cdat(
         raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
 
     def init(params: Params) -> ScaleByCdatState:
-        zero = jnp.zeros((), real_dtype(params))
+        zero = jnp.zeros((), state_dtype(trained(params)))
         most = jnp.asarray(max_learning_rate).astype(zero.dtype)
-        return ScaleByCdatState(most, zero, zero, zero, jnp.zeros((), jnp.int32))
+        none = jnp.zeros((), jnp.int32)
+        return ScaleByCdatState(most, zero, zero, zero, none, none)
 
     def update(
         updates: Params,
@@ -92,44 +148,64 @@ def scale_by_cdat(
         params: Params | None = None,
         *,
         loss_fn: Loss | None = None,
+        full_params: Params | None = None,
         **extra: Any,
     ) -> tuple[Params, ScaleByCdatState]:
         del extra
-        loss, params = required("scale_by_cdat", loss_fn, params)
+        if is_empty(updates):
+            return updates, state._replace(num_updates=optax.safe_increment(state.num_updates))
+        at = point(
+            "scale_by_cdat",
+            updates,
+            params,
+            loss_fn=loss_fn,
+            full_params=full_params,
+            axis_name=axis_name,
+        )
         dtype = state.slope.dtype
-        g, product = jax.jvp(jax.grad(loss), (params,), (updates,))
-        slope = jnp.maximum(optax.tree.vdot(g, updates), 0).astype(dtype)
-        bend = jnp.abs(optax.tree.vdot(updates, product)).astype(dtype)
-        sane = jnp.isfinite(slope) & jnp.isfinite(bend)
+        direction, size = normalised(at.updates)
+        g, product = gradient_and_product("scale_by_cdat", at, direction)
+        slope = jnp.maximum(_dot(g, direction, dtype), 0)
+        bend = jnp.abs(_dot(direction, product, dtype))
+        sane = jnp.isfinite(slope) & jnp.isfinite(bend) & jnp.isfinite(size)
         # Before the first the averages are zero: what is missing cancels in the ratio.
         keep = jnp.asarray(decay).astype(dtype)
-        mean_slope = jnp.where(sane, keep * state.slope + (1 - keep) * slope, state.slope)
-        mean_bend = jnp.where(sane, keep * state.bend + (1 - keep) * bend, state.bend)
-        rate = jnp.asarray(scale).astype(dtype) * mean_slope / mean_bend
+        averages = _smoothed(state, keep, slope, bend, size.astype(dtype))
+        mean_slope, mean_bend, exponent = (
+            jnp.where(sane, new, old)
+            for new, old in zip(averages, (state.slope, state.bend, state.exponent), strict=True)
+        )
+        bent = mean_bend > 0
+        rate = jnp.asarray(scale).astype(dtype) * (
+            mean_slope / jnp.where(bent, mean_bend, jnp.ones_like(mean_bend))
+        )
+        rate = jnp.where(bent, rate, jnp.full_like(rate, jnp.finfo(dtype).max))
         rate = jnp.where(mean_slope > 0, rate, jnp.zeros_like(rate))
-        rate = bounded(rate, slope + bend, max_learning_rate)
-        size = optax.tree.vdot(updates, updates).astype(dtype)
-        curvature = bend / jnp.where(size > 0, size, jnp.ones_like(size))
+        rate = bounded(rate, sane, max_learning_rate)
         return scaled(updates, rate), ScaleByCdatState(
-            rate, curvature, mean_slope, mean_bend, optax.safe_increment(state.num_updates)
+            rate, bend, mean_slope, mean_bend, optax.safe_increment(state.num_updates), exponent
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cdat(
-    scale: ScalarLike = 2.0, decay: ScalarLike = 0.9, max_learning_rate: ScalarLike = 5.0
+    scale: ScalarLike = 2.0,
+    decay: ScalarLike = 0.9,
+    max_learning_rate: ScalarLike = 5.0,
+    *,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with CDAT's learning rate: `scale_by_cdat`, then descend.
 
     Args:
-      scale, decay, max_learning_rate: as for `scale_by_cdat`.
+      scale, decay, max_learning_rate, axis_name: as for `scale_by_cdat`.
 
     Returns:
       An Optax transformation with extra arguments; its state is that of `scale_by_cdat`.
 
     Raises:
-      ValueError: as for `scale_by_cdat`.
+      ValueError, TypeError: as for `scale_by_cdat`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -140,4 +216,4 @@ def cdat(
       >>> float(updates[0])  # to the minimum in one step
       -1.0
     """
-    return descending(scale_by_cdat(scale, decay, max_learning_rate))
+    return descending(scale_by_cdat(scale, decay, max_learning_rate, axis_name=axis_name))

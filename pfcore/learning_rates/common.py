@@ -1,13 +1,36 @@
 """What the learning rates share: what they need, how they are bounded and applied."""
 
-from typing import Any
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array, Bool, Float
 
-from pfcore._checks import Loss, ScalarLike
-from pfcore._trees import Params, scale
+from pfcore._checks import Loss, ScalarLike, check_count, check_vector
+from pfcore._trees import Params, check_params, in_single, norm, real_dtype
+
+AxisName = Hashable | tuple[Hashable, ...] | None
+Measured = TypeVar("Measured")
+
+# Primitives that combine replicas where JAX does not keep track of what is the same on all of them:
+# under pmap and vmap. Where it does, under shard_map, a sum is another primitive.
+COMBINING = ("psum", "pmax", "pmin", "all_gather")
+# Which bring axes of their own.
+MAPPING = ("shard_map", "xla_pmap")
+
+
+class Point(NamedTuple):
+    """Where a rate is measured: the loss of the trained parameters, these, and a direction.
+
+    All numbers have at least single precision.
+    """
+
+    loss: Loss
+    params: Params
+    updates: Params
 
 
 def required(name: str, loss_fn: Loss | None, params: Params | None) -> tuple[Loss, Params]:
@@ -18,22 +41,240 @@ def required(name: str, loss_fn: Loss | None, params: Params | None) -> tuple[Lo
             f"{name} needs the parameters and the loss: call "
             f"tx.update(grads, state, params, loss_fn=loss); {missing} is missing"
         )
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of params, got {loss_fn!r}")
     return loss_fn, params
 
 
+def trained(params: Params) -> Params:
+    """The parameters that are not masked, in at least single precision; there may be none."""
+    return params if is_empty(params) else in_single(check_params(params))
+
+
+def state_dtype(params: Params) -> jnp.dtype:
+    """The precision of a rate for these parameters, single where there are none."""
+    return jnp.dtype(jnp.float32) if is_empty(params) else real_dtype(params)
+
+
+def is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _masks(tree: Params) -> list[str]:
+    """The paths of what is masked."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
+    return [jax.tree_util.keystr(path) for path, node in nodes if is_masked(node)]
+
+
+def _filled(masked: Params, full: Params) -> Params:
+    """`masked`, with what `full` has in place of masks."""
+    return jax.tree.map(
+        lambda node, whole: whole if is_masked(node) else node, masked, full, is_leaf=is_masked
+    )
+
+
+def _whole(name: str, params: Params, full_params: Params | None) -> Params:
+    """The parameters with the frozen ones, or how to pass them."""
+    if full_params is None:
+        raise ValueError(
+            f"{name} stands behind a mask that hides the frozen parameters params"
+            f"{_masks(params)[0]}, but loss_fn is a function of all: call "
+            "tx.update(grads, state, params, loss_fn=loss, full_params=params)"
+        )
+    if _masks(full_params):
+        raise ValueError(
+            f"full_params{_masks(full_params)[0]} is masked, but it must hold all parameters: "
+            "leave mask_compatible_extra_args of Optax's masks at False"
+        )
+    try:
+        return _filled(params, full_params)
+    except ValueError as error:
+        raise ValueError(
+            f"full_params must have the structure of the parameters before they are masked: {error}"
+        ) from error
+
+
+def _in_single(name: str, loss: Loss) -> Loss:
+    """`loss`, which is about to be called with other dtypes than the user's."""
+
+    def evaluate(params: Params) -> Array:
+        try:
+            return loss(params)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} evaluates loss_fn at parameters of 16 bits cast to float32, since "
+                "curvature is lost in 16 bits, and that failed: let loss_fn take both, for "
+                f"instance by casting its data to the parameters' dtype. It said: {error}"
+            ) from error
+
+    return evaluate
+
+
+def _of_trained(loss: Loss, whole: Params) -> Loss:
+    """A loss of the parameters that are not masked, the others as they are in `whole`."""
+    return lambda params: loss(_filled(params, whole))
+
+
+def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
+    """The mapped axes over which a loss combines replicas, as its program says."""
+    axes: dict[Hashable, None] = {}
+
+    def visit(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            primitive, options = equation.primitive.name, equation.params
+            if primitive in MAPPING:
+                continue
+            if primitive in COMBINING and options.get("axis_index_groups") is None:
+                names = options["axes"] if "axes" in options else options["axis_name"]
+                for axis in names if isinstance(names, tuple) else (names,):
+                    if not isinstance(axis, int):
+                        axes[axis] = None
+            for option in options.values():
+                for inner in option if isinstance(option, tuple | list) else (option,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+    visit(jax.make_jaxpr(loss)(params).jaxpr)
+    return tuple(axes)
+
+
+def _averaged(loss: Loss, axis_name: AxisName) -> Loss:
+    """The mean loss over replicas, with the derivatives of the mean.
+
+    Under pmap the derivative of a mean over replicas is that of this replica's own share, since
+    JAX takes the parameters of the others for other parameters. The mean over parameters, which
+    changes none of them, has for its transpose the mean over gradients.
+    """
+    return lambda params: jax.lax.pmean(loss(jax.lax.pmean(params, axis_name)), axis_name)
+
+
+def is_traced(*trees: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def point(
+    name: str,
+    updates: Params,
+    params: Params | None,
+    *,
+    loss_fn: Loss | None,
+    full_params: Params | None,
+    axis_name: AxisName,
+) -> Point:
+    """Where `update` measures its rate, or what is wrong with its arguments."""
+    user_loss, params = required(name, loss_fn, params)
+    whole = _whole(name, params, full_params) if _masks(params) else params
+    visible = params
+    if _masks(updates) and not _masks(params):
+        visible = jax.tree.map(
+            lambda u, p: u if is_masked(u) else p, updates, params, is_leaf=is_masked
+        )
+    checked = check_params(visible)
+    single = in_single(checked)
+    direction = jax.tree.map(
+        lambda u, p: u.astype(p.dtype), check_vector("updates", updates, checked), single
+    )
+    # The user's own function where nothing stands between: what is compiled for it is found again.
+    loss = user_loss
+    short = any(x.dtype != y.dtype for x, y in _pairs(single, checked))
+    if short:
+        loss = _in_single(name, loss)
+    if _masks(single):
+        loss = _of_trained(loss, in_single(jax.tree.map(jnp.asarray, whole)) if short else whole)
+    if axis_name is None:
+        axis_name = _combined_axes(loss, single) if is_traced(single, direction) else ()
+    if axis_name != ():
+        loss = _averaged(loss, axis_name)
+    return Point(loss, single, direction)
+
+
+def _pairs(tree: Params, other: Params) -> zip:
+    return zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+
+
+def is_empty(updates: Params) -> bool:
+    """Whether there is nothing to update: a group without members."""
+    return all(0 in getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(updates))
+
+
+def normalised(tree: Params) -> tuple[Params, Float[Array, ""]]:
+    """The direction of a vector, and its norm; both 0 where no number is in the normal range."""
+    size = norm(tree)
+    usual = size >= jnp.finfo(size.dtype).tiny
+    divisor = jnp.where(usual, size, jnp.ones_like(size))
+    direction = jax.tree.map(
+        lambda x: jnp.where(usual, x / divisor.astype(x.dtype), jnp.zeros_like(x)), tree
+    )
+    return direction, jnp.where(size < jnp.finfo(size.dtype).tiny, jnp.zeros_like(size), size)
+
+
+def gradient_and_product(name: str, at: Point, direction: Params) -> tuple[Params, Params]:
+    """The gradient and a Hessian product, or what to do where there is no second derivative."""
+    try:
+        return jax.jvp(jax.grad(at.loss), (at.params,), (direction,))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{name} needs a Hessian product, and a part of loss_fn (a jax.custom_vjp, a "
+            "solver's adjoint) can be differentiated once only: use "
+            "dal(product='finite_difference'), which takes gradients alone, or another adjoint. "
+            f"JAX said: {error}"
+        ) from error
+
+
 def check_power(power: ScalarLike) -> None:
-    """A real number that is not negative; traced values are taken on trust."""
+    """A real number that is not negative; not checked under tracing."""
     if not isinstance(power, jax.core.Tracer) and not 0 <= float(power) < float("inf"):
         raise ValueError(f"power must be at least 0 and finite, got {power!r}")
 
 
-def bounded(rate: Array, measured: Array, max_learning_rate: Any) -> Float[Array, ""]:
+def check_scheduled_count(name: str, value: Any, *, minimum: int) -> Any:
+    """An integer of at least `minimum`; under tracing any integer, as inject_hyperparams has it."""
+    if not isinstance(value, jax.core.Tracer):
+        return check_count(name, value, minimum=minimum)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return value.astype(jnp.int32)
+
+
+def refreshed(
+    every: Any,
+    num_updates: Array,
+    known: Array,
+    measure: Callable[[], Measured],
+    kept: Callable[[], Measured],
+) -> Measured:
+    """What is measured at every so many updates, and where nothing is known; else what was kept.
+
+    Outside of compiled functions Python decides: `jax.lax.cond` would compile its branches anew at
+    each update.
+    """
+    if not is_traced(every) and operator.index(every) == 1:
+        return measure()
+    due = (num_updates % every == 0) | ~known
+    if is_traced(due):
+        return jax.lax.cond(due, measure, kept)
+    return measure() if due else kept()
+
+
+def bounded(rate: Array, sane: Bool[Array, ""], max_learning_rate: Any) -> Float[Array, ""]:
     """At most the maximum; 0 where what was measured is not finite."""
     most = jnp.asarray(max_learning_rate).astype(rate.dtype)
-    rate = jnp.where(jnp.isnan(rate), most, jnp.minimum(rate, most))
-    return jnp.where(jnp.isfinite(measured), rate, jnp.zeros_like(rate))
+    return jnp.where(sane, jnp.minimum(rate, most), jnp.zeros_like(rate))
 
 
 def scaled(updates: Params, rate: Array) -> Params:
-    """rate · updates; zeros where the rate is 0, so that one bad batch does no harm."""
-    return jax.tree.map(lambda x: jnp.where(rate > 0, x, jnp.zeros_like(x)), scale(rate, updates))
+    """rate · updates, multiplied in at least single precision, in the dtype of each leaf.
+
+    Zeros where the rate is 0, so that one bad batch does no harm.
+    """
+
+    def product(leaf: Any) -> Array:
+        x = jnp.asarray(leaf)
+        wide = real_dtype(in_single([x, rate]))
+        scaled_leaf = (rate.astype(wide) * x.astype(wide)).astype(x.dtype)
+        return jnp.where(rate > 0, scaled_leaf, jnp.zeros_like(x))
+
+    return jax.tree.map(product, updates)

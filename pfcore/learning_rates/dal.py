@@ -7,10 +7,23 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from pfcore._checks import Loss, ScalarLike, check_count, check_positive
-from pfcore._trees import Params, add_scaled, real_dtype
-from pfcore.curvature import hvp
-from pfcore.learning_rates.common import bounded, check_power, required, scaled
+from pfcore._checks import Loss, ScalarLike, check_positive
+from pfcore._trees import Params, add_scaled, norm
+from pfcore.learning_rates.common import (
+    AxisName,
+    Point,
+    bounded,
+    check_power,
+    check_scheduled_count,
+    gradient_and_product,
+    is_empty,
+    normalised,
+    point,
+    refreshed,
+    scaled,
+    state_dtype,
+    trained,
+)
 
 FINITE_DIFFERENCE = 0.01  # length of the step that the difference of gradients takes
 
@@ -29,15 +42,28 @@ class ScaleByDalState(NamedTuple):
     num_updates: Int[Array, ""]
 
 
-def _stretch(kind: str, loss_fn: Loss, params: Params, g: Params) -> Array:
-    """How much longer H makes g: the norm of H g over that of g; 0 where g is 0."""
-    size = optax.tree.norm(g)
-    divisor = jnp.where(size > 0, size, jnp.ones_like(size))
+def _difference(loss: Loss, params: Params, direction: Params) -> Array:
+    """The norm of H along a direction, from two gradients a step apart."""
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    # A shorter step would be lost in rounding; this one is so to about eps^(1/3) of its length.
+    length = jnp.maximum(FINITE_DIFFERENCE, eps ** (2 / 3) * norm(params))
+    beyond = add_scaled(params, length, direction)
+    moved = norm(jax.tree.map(jnp.subtract, beyond, params))
+    gradient = jax.grad(loss)
+    change = norm(jax.tree.map(jnp.subtract, gradient(beyond), gradient(params)))
+    return change / jnp.where(moved > 0, moved, jnp.ones_like(moved))
+
+
+def _stretch(kind: str, at: Point) -> Array:
+    """How much longer H makes the updates; 0 where they are 0, not finite where they are not."""
+    direction, size = normalised(at.updates)
     if kind == "exact":
-        return optax.tree.norm(hvp(loss_fn, params, g)) / divisor
-    beyond = jax.grad(loss_fn)(add_scaled(params, FINITE_DIFFERENCE / divisor, g))
-    difference = optax.tree.norm(jax.tree.map(jnp.subtract, beyond, g)) / FINITE_DIFFERENCE
-    return jnp.where(size == 0, jnp.zeros_like(difference), difference)
+        # H times the direction, not the direction times H: their product may leave the range.
+        stretch = norm(gradient_and_product("scale_by_dal", at, direction)[1])
+    else:
+        stretch = _difference(at.loss, at.params, direction)
+    stretch = jnp.where(size > 0, stretch, jnp.zeros_like(stretch))
+    return jnp.where(jnp.isfinite(size), stretch, size)
 
 
 def scale_by_dal(
@@ -45,7 +71,8 @@ def scale_by_dal(
     max_learning_rate: ScalarLike = 5.0,
     *,
     product: str = "exact",
-    refresh_every: int = 1,
+    refresh_every: ScalarLike = 1,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale gradients by the drift-adjusted learning rate.
 
@@ -57,24 +84,42 @@ def scale_by_dal(
     fixed rate $\min(2, h_\text{max})$.
 
     A gradient of zero, and a curvature of zero with $p > 0$, give $h_\text{max}$. Where $\|Hg\|$ or
-    $\|g\|$ is not finite, h is 0 and the update is zero.
+    $\|g\|$ is not finite, h is 0 and the update is zero; the next update measures anew. Momentum
+    that stands before keeps what is not finite: let `optax.apply_if_finite` stand around the chain,
+    or `optax.zero_nans()` before the momentum.
+
+    Parameters and updates of 16 bits are taken as float32, `loss` is evaluated there, and updates
+    go back to their own dtype.
 
     Args:
       power: $p \ge 0$.
       max_learning_rate: $h_\text{max} > 0$.
-      product: "exact" (forward over reverse, about two gradients) or "finite_difference" (one
-        gradient, at $\theta + 0.01\,g/\|g\|$; takes the incoming updates for the gradient, so it
-        has to come first in a chain).
+      product: "exact" (forward over reverse, about two gradients, or reverse over reverse where
+        JAX refuses that) or "finite_difference" (gradients of `loss` at $\theta$ and at
+        $\theta + 0.01\,g/\|g\|$, or farther where rounding needs it; a compiled step computes that
+        at $\theta$ once, with the user's own). Either may stand after clipping, momentum or
+        accumulation: $g$ is then what comes in, and H is that of `loss`.
       refresh_every: updates between measurements of the curvature; the rate is kept meanwhile.
+      axis_name: mapped axes (of `jax.pmap`, or of `jax.vmap`) over whose replicas `loss` is
+        averaged, so that all choose the rate of the whole batch. Not needed where `loss` averages
+        itself, by `jax.lax.pmean`: by default the axes that its program sums over are taken, and
+        `()` takes none. Nor under `jax.shard_map` with a loss that does, or under `jax.jit` with
+        sharded arrays. A local `loss` without it gives each replica a rate of its own.
 
     Returns:
       An Optax transformation with extra arguments: `update(updates, state, params, loss_fn=loss)`,
       where `loss` is a function of the parameters alone, in stochastic training that of the
       mini-batch. Its state is a `ScaleByDalState`. After momentum, it is the drift along the
-      direction of the update that counts.
+      direction of the update that counts. Behind Optax's masks (`partition`, `masked`,
+      `selective_transform`) it measures the block of the parameters that it trains:
+      `update(updates, state, params, loss_fn=loss, full_params=params)`, since masks hide the
+      others from it.
 
     Raises:
-      ValueError: an option is not known or out of range; `loss_fn` or `params` is missing.
+      ValueError: an option is not known or out of range; `loss_fn`, `params` or `full_params` is
+        missing; updates are not of the structure and shapes of the parameters.
+      TypeError: parameters or updates are not real; `loss` refuses float32 or the derivatives that
+        `product` needs.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -94,10 +139,10 @@ def scale_by_dal(
     check_positive("max_learning_rate", max_learning_rate)
     if product not in ("exact", "finite_difference"):
         raise ValueError(f"product must be 'exact' or 'finite_difference', got {product!r}")
-    refresh_every = check_count("refresh_every", refresh_every, minimum=1)
+    refresh_every = check_scheduled_count("refresh_every", refresh_every, minimum=1)
 
     def init(params: Params) -> ScaleByDalState:
-        dtype = real_dtype(params)
+        dtype = state_dtype(trained(params))
         return ScaleByDalState(
             learning_rate=jnp.asarray(max_learning_rate).astype(dtype),
             curvature=jnp.zeros((), dtype),
@@ -110,22 +155,33 @@ def scale_by_dal(
         params: Params | None = None,
         *,
         loss_fn: Loss | None = None,
+        full_params: Params | None = None,
         **extra: Any,
     ) -> tuple[Params, ScaleByDalState]:
         del extra
-        loss, params = required("scale_by_dal", loss_fn, params)
+        if is_empty(updates):
+            return updates, state._replace(num_updates=optax.safe_increment(state.num_updates))
+        at = point(
+            "scale_by_dal",
+            updates,
+            params,
+            loss_fn=loss_fn,
+            full_params=full_params,
+            axis_name=axis_name,
+        )
         dtype = state.curvature.dtype
-
-        def measure() -> Array:
-            return _stretch(product, loss, params, updates).astype(dtype)
-
-        if refresh_every == 1:
-            curvature = measure()
-        else:
-            due = state.num_updates % refresh_every == 0
-            curvature = jax.lax.cond(due, measure, lambda: state.curvature)
-        rate = 2 / curvature ** jnp.asarray(power).astype(dtype)
-        rate = bounded(rate, curvature, max_learning_rate)
+        curvature = refreshed(
+            refresh_every,
+            state.num_updates,
+            jnp.isfinite(state.curvature),
+            lambda: _stretch(product, at).astype(dtype),
+            lambda: state.curvature,
+        )
+        exponent = jnp.asarray(power).astype(dtype)
+        bent = curvature > 0
+        rate = 2 / jnp.where(bent, curvature, jnp.ones_like(curvature)) ** exponent
+        rate = jnp.where(bent | (exponent == 0), rate, jnp.full_like(rate, jnp.finfo(dtype).max))
+        rate = bounded(rate, jnp.isfinite(curvature), max_learning_rate)
         return scaled(updates, rate), ScaleByDalState(
             rate, curvature, optax.safe_increment(state.num_updates)
         )
@@ -138,7 +194,8 @@ def dal(
     max_learning_rate: ScalarLike = 5.0,
     *,
     product: str = "exact",
-    refresh_every: int = 1,
+    refresh_every: ScalarLike = 1,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with the drift-adjusted learning rate: `scale_by_dal`, then descend.
 
@@ -146,13 +203,13 @@ def dal(
     the walls of the steepest valley. `max_learning_rate`, or a scale after it, brings it to rest.
 
     Args:
-      power, max_learning_rate, product, refresh_every: as for `scale_by_dal`.
+      power, max_learning_rate, product, refresh_every, axis_name: as for `scale_by_dal`.
 
     Returns:
       An Optax transformation with extra arguments; its state is that of `scale_by_dal`.
 
     Raises:
-      ValueError: as for `scale_by_dal`.
+      ValueError, TypeError: as for `scale_by_dal`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -163,7 +220,9 @@ def dal(
       >>> float(updates[0])  # to the valley's other wall: the edge of stability
       -2.0
     """
-    scaling = scale_by_dal(power, max_learning_rate, product=product, refresh_every=refresh_every)
+    scaling = scale_by_dal(
+        power, max_learning_rate, product=product, refresh_every=refresh_every, axis_name=axis_name
+    )
     return descending(scaling)
 
 

@@ -7,10 +7,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcore._checks import Loss, ScalarLike, check_count, check_positive
-from pfcore._trees import Params, num_entries, real_dtype
+from pfcore._checks import Loss, ScalarLike, check_positive
+from pfcore._trees import Params, num_entries
 from pfcore.curvature.eigenpairs import find_eigenpairs, ravelled_rows
-from pfcore.learning_rates.common import bounded, required, scaled
+from pfcore.learning_rates.common import (
+    AxisName,
+    bounded,
+    check_scheduled_count,
+    is_empty,
+    point,
+    refreshed,
+    scaled,
+    state_dtype,
+    trained,
+)
 from pfcore.learning_rates.dal import descending
 
 
@@ -39,16 +49,18 @@ def scale_by_sharpness(
     max_learning_rate: ScalarLike = 5.0,
     *,
     tolerance: ScalarLike = 1e-2,
-    max_products: int = 20,
-    refresh_every: int = 1,
-    seed: int = 0,
+    max_products: ScalarLike = 20,
+    refresh_every: ScalarLike = 1,
+    seed: ScalarLike = 0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by $h = \min(\sigma/\lambda_0,\, h_\text{max})$, $\lambda_0$ the sharpness.
 
     Each search for the top eigenvector starts from the last one found, and stops at the tolerance
     or after `max_products`, whichever comes first; Ritz values never exceed $\lambda_0$, so that a
     search cut short gives a rate too large and not too small. Where $\lambda_0 \le 0$, h is
-    $h_\text{max}$; where it is not finite, h is 0 and the update is zero.
+    $h_\text{max}$; where it is not finite, h is 0, the update is zero, and the next update searches
+    anew. On momentum, and on parameters of 16 bits, see `scale_by_dal`.
 
     Args:
       scale: $\sigma > 0$; 2 is the edge of stability.
@@ -57,13 +69,15 @@ def scale_by_sharpness(
       max_products: Hessian-vector products for one search, at most.
       refresh_every: updates between searches.
       seed: of the random vector from which the first search starts.
+      axis_name: as for `scale_by_dal`.
 
     Returns:
       An Optax transformation with extra arguments, called as `scale_by_dal` is. Its state is a
       `ScaleBySharpnessState`.
 
     Raises:
-      ValueError: an option is out of range; `loss_fn` or `params` is missing.
+      ValueError: an option is out of range; otherwise as for `scale_by_dal`.
+      TypeError: as for `scale_by_dal`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -81,11 +95,12 @@ def scale_by_sharpness(
     check_positive("scale", scale)
     check_positive("max_learning_rate", max_learning_rate)
     tolerance = check_positive("tolerance", tolerance)
-    max_products = check_count("max_products", max_products, minimum=2)
-    refresh_every = check_count("refresh_every", refresh_every, minimum=1)
+    max_products = check_scheduled_count("max_products", max_products, minimum=2)
+    refresh_every = check_scheduled_count("refresh_every", refresh_every, minimum=1)
 
     def init(params: Params) -> ScaleBySharpnessState:
-        dtype = real_dtype(params)
+        params = trained(params)
+        dtype = state_dtype(params)
         vector = jax.random.normal(jax.random.key(seed), (num_entries(params),), dtype)
         return ScaleBySharpnessState(
             learning_rate=jnp.asarray(max_learning_rate).astype(dtype),
@@ -102,16 +117,26 @@ def scale_by_sharpness(
         params: Params | None = None,
         *,
         loss_fn: Loss | None = None,
+        full_params: Params | None = None,
         **extra: Any,
     ) -> tuple[Params, ScaleBySharpnessState]:
         del extra
-        loss, params = required("scale_by_sharpness", loss_fn, params)
+        if is_empty(updates):
+            return updates, state._replace(num_updates=optax.safe_increment(state.num_updates))
+        at = point(
+            "scale_by_sharpness",
+            updates,
+            params,
+            loss_fn=loss_fn,
+            full_params=full_params,
+            axis_name=axis_name,
+        )
         dtype = state.curvature.dtype
 
         def search():
             pairs, _ = find_eigenpairs(
-                loss,
-                params,
+                at.loss,
+                at.params,
                 state.vector[None],
                 key=jax.random.fold_in(jax.random.key(seed), state.num_updates),
                 tolerance=tolerance,
@@ -133,18 +158,17 @@ def scale_by_sharpness(
         def kept():
             return state.curvature, state.converged, state.num_products, state.vector
 
-        if refresh_every == 1:
-            found = search()
-        else:
-            found = jax.lax.cond(state.num_updates % refresh_every == 0, search, kept)
+        found = refreshed(
+            refresh_every, state.num_updates, jnp.isfinite(state.curvature), search, kept
+        )
         curvature, converged, num_products, vector = found
         positive = jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
         rate = jnp.where(
             curvature > 0,
             jnp.asarray(scale).astype(dtype) / positive,
-            jnp.full_like(curvature, jnp.inf),
+            jnp.full_like(curvature, jnp.finfo(dtype).max),
         )
-        rate = bounded(rate, curvature, max_learning_rate)
+        rate = bounded(rate, jnp.isfinite(curvature), max_learning_rate)
         return scaled(updates, rate), ScaleBySharpnessState(
             rate,
             curvature,
@@ -162,21 +186,22 @@ def sharpness_rate(
     max_learning_rate: ScalarLike = 5.0,
     *,
     tolerance: ScalarLike = 1e-2,
-    max_products: int = 20,
-    refresh_every: int = 1,
-    seed: int = 0,
+    max_products: ScalarLike = 20,
+    refresh_every: ScalarLike = 1,
+    seed: ScalarLike = 0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent at $2/\lambda_0$: `scale_by_sharpness`, then descend.
 
     Args:
-      scale, max_learning_rate, tolerance, max_products, refresh_every, seed: as for
+      scale, max_learning_rate, tolerance, max_products, refresh_every, seed, axis_name: as for
         `scale_by_sharpness`.
 
     Returns:
       An Optax transformation with extra arguments; its state is that of `scale_by_sharpness`.
 
     Raises:
-      ValueError: as for `scale_by_sharpness`.
+      ValueError, TypeError: as for `scale_by_sharpness`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -195,5 +220,6 @@ def sharpness_rate(
             max_products=max_products,
             refresh_every=refresh_every,
             seed=seed,
+            axis_name=axis_name,
         )
     )
