@@ -141,6 +141,58 @@ def test_learning_rates(method):
     np.testing.assert_allclose(flatten(found[0]), flatten(wanted[0]), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("mapped", ["pmap", "pmap, named", "shard_map", "shard_map, unchecked"])
+@pytest.mark.parametrize("method", ["dal", "cdat", "sharpness_rate"])
+def test_replicas_choose_one_learning_rate(method, mapped):
+    """Each device has its share of the data; all take the step that one device takes."""
+    n = 6
+    rng = np.random.default_rng(0)
+    inputs, targets = 3 * rng.normal(size=(8, 20, n)), rng.normal(size=(8, 20))
+    params = jnp.full(n, 0.3)
+    make = getattr(pfcore.learning_rates, method)
+    tx = make(axis_name="i") if mapped == "pmap, named" else make()
+
+    def loss(p, x, y):
+        return 0.5 * jnp.mean((x @ p - y) ** 2)
+
+    def whole(p):
+        return jnp.mean(jax.vmap(loss, (None, 0, 0))(p, inputs, targets))
+
+    def step(p, x, y):
+        g = jax.lax.pmean(jax.grad(loss)(p, x, y), "i")
+
+        def mean(q):
+            return loss(q, x, y) if mapped == "pmap, named" else jax.lax.pmean(loss(q, x, y), "i")
+
+        if mapped == "shard_map":
+            g = jax.grad(mean)(p)
+        updates, state = tx.update(g, tx.init(p), p, loss_fn=mean)
+        return optax.apply_updates(p, updates), state.learning_rate
+
+    if mapped.startswith("pmap"):
+        stepped, rates = jax.pmap(step, axis_name="i", in_axes=(None, 0, 0))(
+            params, inputs, targets
+        )
+        assert np.ptp(rates) == 0 and np.all(np.ptp(stepped, axis=0) == 0)
+        stepped, rate = stepped[0], rates[0]
+    else:
+        mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+        stepped, rate = jax.jit(
+            jax.shard_map(
+                lambda p, x, y: step(p, x[0], y[0]),
+                mesh=mesh,
+                in_specs=(jax.P(), jax.P("i"), jax.P("i")),
+                out_specs=jax.P(),
+                check_vma=mapped == "shard_map",
+            )
+        )(params, inputs, targets)
+    updates, state = make().update(
+        jax.grad(whole)(params), make().init(params), params, loss_fn=whole
+    )
+    np.testing.assert_allclose(rate, state.learning_rate, rtol=1e-10)
+    np.testing.assert_allclose(stepped, params + updates, rtol=1e-9)
+
+
 @pytest.mark.parametrize("microbatch", [None, 16])
 def test_accuracy(microbatch):
     params, _ = expected("mlp")
