@@ -247,13 +247,14 @@ def square(x):
 square.defvjp(lambda x: (square(x), x), lambda x, g: (2 * x * g,))
 
 
-def test_a_difference_takes_gradients_alone():
+def test_a_loss_that_refuses_forward_mode(name):
+    """A difference takes gradients alone, a product goes backwards twice."""
     loss = lambda x: jnp.sum(square(jnp.asarray(HESSIAN, x.dtype) @ x))  # noqa: E731
     x = jnp.asarray(START, jnp.float32)
-    tx = METHODS["difference"]()
+    tx = unbounded(name)
     _, state = tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)
     hessian = 2 * HESSIAN @ HESSIAN
-    expected = rate_along("dal", hessian, None, hessian @ START)
+    expected = rate_along(name, hessian, hessian @ START, hessian @ START)
     np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-3)
 
 
@@ -664,6 +665,55 @@ def test_replicas_choose_the_rate_of_the_whole_batch(name, how):
     tolerance = 1e-2 if name == "difference" else 1e-4
     np.testing.assert_allclose(found, rate_along(name, hessian, g, g), rtol=tolerance)
     assert found[0] == found[1]
+
+
+def in_a_scan(mean):
+    return lambda x: jax.lax.scan(lambda carry, _: (mean(x), None), jnp.zeros(()), length=2)[0]
+
+
+@pytest.mark.parametrize(
+    "within",
+    [in_a_scan, jax.checkpoint, jax.jit, lambda f: lambda x: jax.lax.cond(x[0] < 9, f, f, x)],
+    ids=["scan", "checkpoint", "jit", "cond"],
+)
+def test_a_mean_over_replicas_is_found(within):
+    tx, x = unbounded("dal"), jnp.asarray(START, jnp.float32)
+
+    def step(inputs):
+        mean = within(lambda x: jax.lax.pmean(share(x, inputs), "i"))
+        g = jax.lax.pmean(jax.grad(mean)(x), "i")
+        return tx.update(g, tx.init(x), x, loss_fn=mean)[1].learning_rate
+
+    found = jax.jit(jax.vmap(step, axis_name="i"))(INPUTS)
+    assert found[0] == found[1]
+
+
+def test_axes_of_the_loss_s_own_are_none_of_the_rate_s():
+    """A shard_map within the loss brings an axis that ends with it; () takes none at all."""
+    x = jnp.asarray(START, jnp.float32)
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    within = jax.shard_map(
+        lambda x, y: jax.lax.pmean(share(x, y[0]), "i"),
+        mesh=mesh,
+        in_specs=(jax.P(), jax.P("i")),
+        out_specs=jax.P(),
+        check_vma=False,
+    )
+    loss = lambda x: within(x, INPUTS[:1])  # noqa: E731
+    tx = unbounded("dal")
+    update = jax.jit(lambda x: tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)[1])
+    plain = lambda x: share(x, INPUTS[0])  # noqa: E731
+    g, hessian = np.asarray(jax.grad(plain)(x)), np.asarray(jax.hessian(plain)(x))
+    expected = rate_along("dal", hessian, g, g)
+    np.testing.assert_allclose(update(x).learning_rate, expected, rtol=1e-4)
+
+    def step(inputs):
+        mean = lambda x: jax.lax.pmean(share(x, inputs), "i")  # noqa: E731
+        tx = unbounded("dal", axis_name=())
+        return tx.update(jax.grad(mean)(x), tx.init(x), x, loss_fn=mean)[1].learning_rate
+
+    found = jax.jit(jax.vmap(step, axis_name="i"))(INPUTS)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
 def test_replicas_that_share_nothing_stay_apart(name):
