@@ -1,6 +1,5 @@
 """What is wrong with an argument, said before anything is compiled."""
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pfcore import _programs
 from pfcore._trees import Params, check_params
 
 Loss = Callable[[Any], jax.Array]  # params -> real scalar
@@ -96,22 +96,21 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
         if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(f"{place} has dtype {dtype}; it must be real, like params")
         shape, want = jnp.shape(given[path]), jnp.shape(wanted[path])
-        if (shape[1:] if leading else shape) != want or (leading and not shape):
+        if leading and (shape[1:] != want or not shape or shape[0] == 0):
+            raise ValueError(
+                f"{place} has shape {shape}, but must have {('k', *want)} with k vectors, as "
+                f"params{jax.tree_util.keystr(path)} has {want}"
+            )
+        if not leading and shape != want:
             raise ValueError(
                 f"{place} has shape {shape}, but params{jax.tree_util.keystr(path)} has {want}; "
-                f"{name} must have the structure and shapes of {like}"
+                f"{name} must have the structure and shapes of params"
             )
-    if leading and len({jnp.shape(x)[0] for x in given.values()}) != 1:
-        raise ValueError(
-            f"the leading axes of {name} differ: {[jnp.shape(x) for x in given.values()]}"
-        )
+    lengths = [jnp.shape(x)[0] for x in given.values()] if leading else []
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the leaves of {name} hold different numbers of vectors, {lengths}")
     structure = jax.tree.structure(params)
     return jax.tree.unflatten(structure, [jnp.asarray(given[path]) for path in wanted])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(loss: Loss, params: Params) -> jax.Array:
-    return loss(params)
 
 
 def check_loss(loss: Loss, params: Params) -> Params:
@@ -133,7 +132,7 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        value = _evaluate(loss, params)
+        value = _programs.evaluate(loss, params)
         if not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value)):
             raise ValueError(
                 f"loss at the starting params is {float(value)!r}; "

@@ -19,6 +19,13 @@ def check_params(params: Params) -> Params:
       ValueError: there is nothing to differentiate.
     """
     leaves_with_paths = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves_with_paths:
+        if not is_arraylike(leaf):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {leaf!r}, which is no array; pass the "
+                "arrays alone, and let the loss put the rest back (for an Equinox model: "
+                "eqx.partition(model, eqx.is_inexact_array), and eqx.combine in the loss)"
+            )
     if sum(jnp.size(leaf) for _, leaf in leaves_with_paths) == 0:
         raise ValueError(
             f"params hold no numbers: {params!r}; pass a pytree with at least one non-empty array"
@@ -31,6 +38,15 @@ def check_params(params: Params) -> Params:
                 "convert with jnp.asarray(..., dtype=jnp.float32)"
             )
     return jax.tree.map(jnp.asarray, params)
+
+
+def is_arraylike(leaf: Any) -> bool:
+    """Whether JAX can make an array of a leaf."""
+    try:
+        jnp.result_type(leaf)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(leaf, (str, bytes, type))
 
 
 def ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
@@ -64,9 +80,10 @@ def in_single(tree: Params) -> Params:
 
 
 def power_of_two(positive: jax.Array) -> jax.Array:
-    """The largest power of two that is no larger."""
+    """The largest power of two that is no larger, and whose inverse is no subnormal number."""
     exponent = jnp.frexp(positive)[1]
-    return jnp.ldexp(jnp.ones_like(positive), exponent - 1)
+    power = jnp.ldexp(jnp.ones_like(positive), exponent - 1)
+    return jnp.minimum(power, 1 / jnp.finfo(positive.dtype).tiny)
 
 
 def norm(tree: Params) -> jax.Array:

@@ -1,18 +1,20 @@
 """The discrete side: gradient descent."""
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from pfcore import _programs
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
 from pfcore._trees import Params, add_scaled
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _descend(loss: Loss, params: Params, learning_rate: jax.Array, num_steps: int) -> Params:
+def _descend(
+    gradient: Callable[[Params], Params], params: Params, learning_rate: jax.Array, num_steps: int
+) -> Params:
     def step(params, _):
-        params = add_scaled(params, -learning_rate, jax.grad(loss)(params))
+        params = add_scaled(params, -learning_rate, gradient(params))
         return params, params
 
     _, trajectory = jax.lax.scan(step, params, length=num_steps)
@@ -21,13 +23,17 @@ def _descend(loss: Loss, params: Params, learning_rate: jax.Array, num_steps: in
     )
 
 
+_compiled = jax.jit(_descend, static_argnums=3)
+
+
 def gradient_descent(
     loss: Loss, params: Params, learning_rate: ScalarLike, num_steps: int
 ) -> Params:
     r"""Iterates of gradient descent, $\theta_{k+1} = \theta_k - h\,\nabla E(\theta_k)$.
 
-    One compiled scan; compiled once for each `loss` and `num_steps`, whatever the learning
-    rate. A run that diverges returns the infinities and NaNs that the iteration produced.
+    One compiled scan; compiled once for each kind of `loss` and `num_steps`, whatever the learning
+    rate and the data that the loss closes over. A run that diverges returns the infinities and NaNs
+    that the iteration produced.
 
     Args:
       loss: $E$, from `params` to a real scalar.
@@ -51,4 +57,10 @@ def gradient_descent(
     """
     num_steps = check_count("num_steps", num_steps, minimum=0)
     learning_rate = check_learning_rate(learning_rate)
-    return _descend(loss, check_loss(loss, params), learning_rate, num_steps)
+    params, gradient = check_loss(loss, params), jax.grad(loss)
+    if _programs.is_traced(params):
+        return _descend(gradient, params, learning_rate, num_steps)
+    program = _programs.remembered(
+        "gradient", loss, params, lambda: _programs.trace(gradient, params)
+    )
+    return _compiled(program, params, learning_rate, num_steps)

@@ -10,7 +10,6 @@ matfree's quadrature returns the integral of one function; nodes and weights are
 one run serves every moment and every bandwidth.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -18,20 +17,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pfcore import _programs
 from pfcore._checks import ArrayLike, Loss, ScalarLike, check_count, check_loss, check_positive
 from pfcore._trees import Params, num_entries
-from pfcore.curvature.krylov import is_symmetric, krylov_space
-from pfcore.curvature.products import flat_product
+from pfcore.curvature.krylov import eigh, is_symmetric, krylov_space, rounding
+from pfcore.curvature.products import compiled
 
 SCALES = ("linear", "symlog")
 
 
+@_programs.broadcasting()
 def spread(samples: jax.Array) -> jax.Array:
     """Standard error of the mean over the leading axis; NaN for a single sample."""
     count = len(samples)
     if count == 1:
         return jnp.full(samples.shape[1:], jnp.nan, samples.dtype)
-    return jnp.std(samples, axis=0, ddof=1) / math.sqrt(count)
+    # Squares of the samples themselves may leave the range of the precision.
+    unit = jnp.max(jnp.abs(samples), axis=0)
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    return unit * (jnp.std(samples / unit, axis=0, ddof=1) / math.sqrt(count))
 
 
 class SpectralDensity(NamedTuple):
@@ -49,6 +53,15 @@ class SpectralDensity(NamedTuple):
     symmetric: Bool[Array, " p"]
     num_products: Int[Array, ""]
 
+    @property
+    def rounding(self) -> jax.Array:
+        r"""How far rounding may have moved the nodes, [p]: some roundings of $\|H\|$.
+
+        What lies closer together, or closer to zero, is not told apart: under an outlier a million
+        times the bulk, single precision blurs the bulk.
+        """
+        return rounding(jnp.max(jnp.abs(self.nodes), axis=1))
+
     def _moments(self, k: int) -> jax.Array:
         k = check_count("k", k, minimum=0)
         return jnp.sum(self.weights * self.nodes**k, axis=1)
@@ -58,9 +71,14 @@ class SpectralDensity(NamedTuple):
         return jnp.mean(self._moments(k))
 
     def moment_error(self, k: int) -> jax.Array:
-        """Standard error of `moment` over the probes."""
-        return spread(self._moments(k))
+        """Standard error of `moment` over the probes, and what rounding may add."""
+        k = check_count("k", k, minimum=0)
+        if k == 0:
+            return spread(self._moments(0))
+        slopes = jnp.sum(self.weights * jnp.abs(self.nodes) ** (k - 1), axis=1)
+        return jnp.hypot(spread(self._moments(k)), jnp.mean(k * slopes * self.rounding))
 
+    @_programs.broadcasting()
     def _densities(
         self, grid: ArrayLike, bandwidth: ScalarLike, scale: str, linear_threshold: ScalarLike
     ) -> jax.Array:
@@ -115,9 +133,9 @@ class SpectralDensity(NamedTuple):
         return spread(self._densities(grid, bandwidth, scale, linear_threshold))
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "num_probes", "depth", "batch_size"))
-def _spectral_density(loss, params, key, *, num_probes, depth, batch_size):
-    _, product, flat, _ = flat_product(loss, params)
+@compiled("num_probes", "depth", "batch_size")
+def _spectral_density(hessian, params, key, *, num_probes, depth, batch_size):
+    _, product, flat, _ = hessian.at(params)
 
     def probe(key: jax.Array):
         vector = jax.random.normal(key, flat.shape, flat.dtype)
@@ -126,7 +144,7 @@ def _spectral_density(loss, params, key, *, num_probes, depth, batch_size):
 
     keys = jax.random.split(key, num_probes)
     projected, asymmetry = jax.lax.map(probe, keys, batch_size=batch_size)
-    nodes, vectors = jnp.linalg.eigh(projected)
+    nodes, vectors = jax.vmap(eigh)(projected)
     symmetric = is_symmetric(asymmetry, jnp.max(jnp.abs(nodes), axis=1))
     return SpectralDensity(
         nodes=jnp.where(symmetric[:, None], nodes, jnp.nan),

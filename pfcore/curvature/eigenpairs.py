@@ -19,10 +19,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pfcore._checks import Loss, ScalarLike, check_count, check_loss, check_positive
-from pfcore._trees import Params, num_entries, ravel
-from pfcore.curvature.krylov import MatVec, is_symmetric, normalised, orthogonalise
-from pfcore.curvature.products import flat_product
+from pfcore._checks import (
+    Loss,
+    ScalarLike,
+    check_count,
+    check_loss,
+    check_positive,
+    check_vector,
+)
+from pfcore._trees import Params, in_single, num_entries, ravel
+from pfcore._trees import norm as norm_of
+from pfcore.curvature import krylov
+from pfcore.curvature.krylov import (
+    EXHAUSTED,
+    MatVec,
+    is_symmetric,
+    normalised,
+    orthogonalise,
+    over,
+    rounding,
+    unit_of,
+)
+from pfcore.curvature.products import compiled
 
 WHICH = ("largest", "smallest", "magnitude")
 # Eigenvalues within this fraction of the largest magnitude of zero are resolved to an absolute
@@ -30,6 +48,8 @@ WHICH = ("largest", "smallest", "magnitude")
 SMALL = 1e-3
 # Probability, over the random start, that a check for missed eigenvalues ends too early.
 MISS = 0.05
+# Share of noise in a challenger, so that it is never blind to a direction.
+NOISE = 0.05
 
 
 class Eigenpairs(NamedTuple):
@@ -57,8 +77,9 @@ class Subspace(NamedTuple):
     """An orthonormal basis, of which `size` rows are filled, and where H leads out of it.
 
     H q for q in the basis lies in the span of `basis` and `outside`, whose rows together are
-    orthonormal; `outside` also holds starting vectors whose turn has not come. Empty rows are
-    zero. One array holds both: what must be orthogonalised against all of it is so in one pass.
+    orthonormal; `outside` also holds starting vectors whose turn has not come. Empty rows are zero.
+    What is known of H is divided by `unit`. One array holds both: what must be orthogonalised
+    against all of it is so in one pass.
     """
 
     vectors: Float[Array, "b+m n"]  # first outside, then the basis
@@ -68,6 +89,8 @@ class Subspace(NamedTuple):
     size: Int[Array, ""]
     starts: Int[Array, ""]  # starting vectors whose turn has not come
     asymmetry: Float[Array, ""]  # how far basis H basisᵀ was from symmetric, at worst
+    unit: Float[Array, ""]  # of the products; 0 until there is one that is not zero
+    reach: Float[Array, ""]  # the largest norm of a product with a unit vector
 
     @property
     def outside(self) -> jax.Array:
@@ -112,9 +135,10 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
 
     def add(i, carry):
         outside, count = carry
-        left, _ = orthogonalise(vectors[i], outside)
-        before, after = jnp.linalg.norm(vectors[i]), jnp.linalg.norm(left)
-        enough = after > 100 * float(jnp.finfo(dtype).eps) * before
+        length = norm_of(vectors[i])
+        left, _ = orthogonalise(normalised(vectors[i], length, length > 0), outside)
+        after = jnp.linalg.norm(left)
+        enough = after > 100 * float(jnp.finfo(dtype).eps)
         outside = outside.at[count].set(normalised(left, after, enough))
         return outside, count + enough.astype(jnp.int32)
 
@@ -129,6 +153,8 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         size=jnp.int32(0),
         starts=count,
         asymmetry=jnp.zeros((), dtype),
+        unit=jnp.zeros((), dtype),
+        reach=jnp.zeros((), dtype),
     )
 
 
@@ -137,9 +163,12 @@ def _expanded(space: Subspace, slot: jax.Array, product: MatVec) -> Subspace:
     slots = len(space.coupling)
     vector = space.vectors[slot]
     image = product(vector)
+    unit = unit_of(image, space.unit)
+    image = over(image, unit)
+    size = jnp.linalg.norm(image)
     left, along = orthogonalise(image, space.vectors)
     norm = jnp.linalg.norm(left)
-    alive = norm > 10 * float(jnp.finfo(image.dtype).eps) * jnp.linalg.norm(image)
+    alive = norm > EXHAUSTED * float(jnp.finfo(image.dtype).eps) * size
     out, inside = along[:slots], along[slots:]
     # A symmetric H leads back with the numbers with which it led here. NaN is handed on.
     defect = jnp.linalg.norm(inside - space.coupling[slot])
@@ -153,6 +182,8 @@ def _expanded(space: Subspace, slot: jax.Array, product: MatVec) -> Subspace:
         occupied=space.occupied.at[slot].set(alive),
         size=space.size + 1,
         asymmetry=jnp.maximum(space.asymmetry, defect),
+        unit=unit,
+        reach=jnp.maximum(space.reach, size),
     )
 
 
@@ -188,7 +219,7 @@ def _eigh(matrix: jax.Array, filled: jax.Array, which: str) -> tuple[jax.Array, 
     """Eigenpairs of the filled rows and columns, best first; -inf and zeros fill the rest."""
     bound = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
     sentinel = -2 * bound - 1  # of empty rows: below every eigenvalue
-    values, vectors = jnp.linalg.eigh(matrix + jnp.diag(jnp.where(filled, 0.0, sentinel)))
+    values, vectors = krylov.eigh(matrix + jnp.diag(jnp.where(filled, 0.0, sentinel)))
     real = values > sentinel / 2
     rank = jnp.abs(values) if which == "magnitude" else values
     order = jnp.argsort(-jnp.where(real, rank, -jnp.inf))
@@ -202,8 +233,7 @@ def _ritz(space: Subspace, which: str) -> Ritz:
     norm = jnp.max(jnp.where(filled, jnp.abs(values), 0.0))
     residuals = jnp.linalg.norm(space.coupling @ coordinates, axis=0)
     # What the projection cannot see: the rounding of the products themselves.
-    rounding = 4 * float(jnp.finfo(norm.dtype).eps) * norm
-    residuals = jnp.where(filled, residuals + space.asymmetry + rounding, jnp.inf)
+    residuals = jnp.where(filled, residuals + space.asymmetry + rounding(norm), jnp.inf)
     return Ritz(values, coordinates, residuals, norm)
 
 
@@ -303,7 +333,7 @@ def _decide(
         | (space.size >= n)
         | (fresh & jnp.all(space.occupied))
         | (num_products >= max_products)
-        | ~jnp.isfinite(space.asymmetry)
+        | ~is_symmetric(space.asymmetry, space.reach)
     )
     checking |= fresh & converged
     return Next(
@@ -420,6 +450,40 @@ def check_which(which: str) -> None:
         raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
 
 
+class Found(NamedTuple):
+    """What `find_eigenpairs` returns: pairs, and what comes with them.
+
+    Attributes:
+      pairs: in flat coordinates: `vectors` is [k, n].
+      gradient: of the structure of the parameters, a by-product.
+      challenger: [n], the direction that may overtake next; see `_challenger`.
+    """
+
+    pairs: Eigenpairs
+    gradient: Params
+    challenger: Float[Array, " n"]
+
+
+def _challenger(
+    space: Subspace, ritz: Ritz, wanted: jax.Array, key: PRNGKeyArray, which: str
+) -> Float[Array, " n"]:
+    """Where to look next for an eigenvector beyond those wanted: one step of a power iteration.
+
+    From the best Ritz vector of the rest, along (H + ‖H‖) times it, so that eigenvalues beyond
+    those wanted win over the negative ones, and a share of noise. Given from search to search, it
+    follows the largest eigenvalue of the rest before that overtakes.
+    """
+    rows, n = len(space.projected), space.vectors.shape[1]
+    last = jnp.minimum(wanted, rows - 1)
+    shift = jnp.zeros_like(ritz.norm) if which == "magnitude" else ritz.norm
+    value = jnp.where(jnp.isfinite(ritz.values[last]), ritz.values[last], 0)
+    grown = (value + shift) * space.basis[last] + space.coupling[:, last] @ space.outside
+    size = jnp.linalg.norm(grown)
+    noise = jax.random.normal(key, (n,), grown.dtype) / n**0.5
+    known = (space.size > wanted) & (size > 0) & jnp.isfinite(size)
+    return jnp.where(known, normalised(grown, size, known) + NOISE * noise, noise)
+
+
 def find_eigenpairs(
     loss: Loss,
     params: Params,
@@ -432,13 +496,33 @@ def find_eigenpairs(
     count: int,
     which: str,
     check: bool | jax.Array,
-) -> tuple[Eigenpairs, Params]:
-    """`count` pairs, of which the first `wanted` must converge, and the gradient, a by-product.
+) -> Found:
+    """`count` pairs, of which the first `wanted` must converge.
 
     Values are NaN where the products cannot have been a Hessian's. The smallest eigenvalues are
     the largest of −H.
     """
-    g, product, flat, unravel = flat_product(loss, params)
+    return _find(
+        loss,
+        params,
+        start,
+        key,
+        tolerance,
+        max_products,
+        wanted,
+        jnp.asarray(check),
+        count=count,
+        which=which,
+        checks=check is not False,
+    )
+
+
+@compiled("count", "which", "checks")
+def _find(
+    hessian, params, start, key, tolerance, max_products, wanted, check, *, count, which, checks
+) -> Found:
+    # Derivatives go past the search: they have a rule of their own.
+    g, product, flat, unravel = hessian.at(jax.lax.stop_gradient(params))
     sign = -1 if which == "smallest" else 1
     if start is None:
         key, subkey = jax.random.split(key)
@@ -454,21 +538,25 @@ def find_eigenpairs(
         count=count,
         rows=subspace_rows(count, flat.size),
         which="magnitude" if which == "magnitude" else "largest",
-        check=check,
+        check=check if checks else False,
     )
     space, ritz = found.space, found.ritz
     values, residuals = ritz.values[:count], ritz.residuals[:count]
-    known = jnp.isfinite(values) & is_symmetric(space.asymmetry, ritz.norm)
-    values = jnp.where(known, sign * values, jnp.nan)
+    known = jnp.isfinite(values) & is_symmetric(space.asymmetry, space.reach)
+    unit = jnp.where(space.unit > 0, space.unit, 1)
     residuals = jnp.where(known, residuals, jnp.inf)
+    vectors = space.basis[:count]
     pairs = Eigenpairs(
-        values=values,
-        vectors=jax.vmap(unravel)(space.basis[:count]),
-        residuals=residuals,
+        values=hessian.differentiable(
+            jnp.where(known, sign * unit * values, jnp.nan), vectors, params
+        ),
+        vectors=vectors,
+        residuals=unit * residuals,
         converged=residuals <= threshold(values, ritz.norm, tolerance),
         num_products=found.num_products,
     )
-    return pairs, unravel(g)
+    challenger = _challenger(space, ritz, wanted, jax.random.fold_in(key, 1), which)
+    return Found(pairs, unravel(g), challenger)
 
 
 def ravelled_rows(vectors: Params) -> Float[Array, "k n"]:
@@ -476,20 +564,9 @@ def ravelled_rows(vectors: Params) -> Float[Array, "k n"]:
     return jax.vmap(lambda tree: ravel(tree)[0])(vectors)
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "k", "which", "check"))
-def _top_eigenpairs(loss, params, start, key, tolerance, max_products, *, k, which, check):
-    return find_eigenpairs(
-        loss,
-        params,
-        None if start is None else ravelled_rows(start),
-        key=key,
-        tolerance=tolerance,
-        max_products=max_products,
-        wanted=jnp.int32(k),
-        count=k,
-        which=which,
-        check=check,
-    )[0]
+def unravelled(pairs: Eigenpairs, params: Params) -> Eigenpairs:
+    """Pairs whose vectors have the structure of the parameters."""
+    return pairs._replace(vectors=jax.vmap(ravel(in_single(params))[1])(pairs.vectors))
 
 
 def top_eigenpairs(
@@ -515,6 +592,10 @@ def top_eigenpairs(
     converged, further random vectors are sent through what is orthogonal to all that is known,
     each until it has found a missed pair or a bound on the probability that there is one is below
     5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
+
+    The values can be differentiated, in both modes, by $\partial\lambda_i = u_i^\top (\partial H)
+    u_i$, for the price of three gradients: so sharpness can be penalised. The rule holds where the
+    eigenvalue is simple; vectors, residuals and second derivatives are taken as constants.
 
     Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64): a
     restart copies the subspace.
@@ -563,18 +644,20 @@ def top_eigenpairs(
     max_products = default_products(max_products, k)
     check_which(which)
     if start is not None:
-        start = check_start(start, params)
-    return _top_eigenpairs(
+        start = check_vector("start", start, params, leading=True)
+    found = find_eigenpairs(
         loss,
         params,
-        start,
-        key,
-        check_positive("tolerance", tolerance),
-        jnp.int32(max_products),
-        k=k,
+        None if start is None else ravelled_rows(start),
+        key=key,
+        tolerance=check_positive("tolerance", tolerance),
+        max_products=jnp.int32(max_products),
+        wanted=jnp.int32(k),
+        count=k,
         which=which,
         check=bool(start is None and k > 1) if check is None else bool(check),
     )
+    return unravelled(found.pairs, params)
 
 
 def check_eigenpair_count(name: str, k: int, n: int) -> int:
@@ -588,20 +671,3 @@ def default_products(max_products: int | None, k: int) -> int:
     if max_products is None:
         return 100 + 40 * k
     return check_count("max_products", max_products, minimum=1)
-
-
-def check_start(start: Params, params: Params) -> Params:
-    """`start` as arrays, if it is a stack of vectors like `params`."""
-    wanted = [x.shape for x in jax.tree.leaves(params)]
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(start)]
-    if (
-        jax.tree.map(lambda _: 0, start) != jax.tree.map(lambda _: 0, params)
-        or any(shape[1:] != want or not shape for shape, want in zip(shapes, wanted, strict=True))
-        or len({shape[0] for shape in shapes}) != 1
-        or shapes[0][0] == 0
-    ):
-        raise ValueError(
-            "start must have the structure of params with a leading axis of vectors, such as the "
-            f"vectors of earlier Eigenpairs; got shapes {shapes} for params of shapes {wanted}"
-        )
-    return jax.tree.map(jnp.asarray, start)

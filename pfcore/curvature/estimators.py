@@ -1,17 +1,17 @@
 """Trace and diagonal of the Hessian from random probes, with error bars."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from matfree import stochtrace
 
 from pfcore._checks import Loss, check_count, check_loss
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.density import spread
-from pfcore.curvature.products import flat_product
+from pfcore.curvature.krylov import is_symmetric, over, rounding, unit_of
+from pfcore.curvature.products import Product, compiled
 
 METHODS = ("hutchinson", "xtrace")
 
@@ -20,34 +20,77 @@ class Estimate(NamedTuple):
     """A mean over probes.
 
     Attributes:
-      mean: the estimate; NaN where the products were not finite.
-      standard_error: of the mean, over the probes; NaN for a single probe.
+      mean: the estimate; NaN where the products were not finite, or not those of a symmetric
+        matrix.
+      standard_error: of the mean, over the probes, and what the rounding of the products adds; NaN
+        for a single probe.
     """
 
     mean: Any
     standard_error: Any
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "num_probes", "method", "batch_size"))
-def _trace(loss, params, key, *, num_probes, method, batch_size):
-    _, product, flat, _ = flat_product(loss, params)
+class Scaled(NamedTuple):
+    r"""A Hessian in units of its own.
+
+    Attributes:
+      product: v ↦ Hv / unit.
+      unit: of the Hessian, a power of two.
+      size: the root mean square of the entries of Hv / unit for random signs v, $\|H\|_F/\sqrt n$.
+      symmetric: whether two products with random signs agree with a symmetric matrix.
+    """
+
+    product: Product
+    unit: Float[Array, ""]
+    size: Float[Array, ""]
+    symmetric: Bool[Array, ""]
+
+
+def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
+    r"""What two products say of the Hessian before the probes.
+
+    $u^\top H w - w^\top H u$ of random signs has the size $\|H - H^\top\|_F$.
+    """
+    u, w = jax.random.rademacher(key, (2, flat.size), flat.dtype)
+    images = jax.lax.map(product, jnp.stack([u, w]))
+    unit = unit_of(images, jnp.zeros((), flat.dtype))
+    of_u, of_w = over(images, unit)
+    length = jnp.linalg.norm(of_u)
+    symmetric = is_symmetric(jnp.abs(u @ of_w - w @ of_u), length) & jnp.all(jnp.isfinite(images))
+    unit = jnp.where(unit > 0, unit, 1)
+    return Scaled(lambda v: over(product(v), unit), unit, length / flat.size**0.5, symmetric)
+
+
+@compiled("num_probes", "method", "batch_size")
+def _trace(hessian, params, key, *, num_probes, method, batch_size):
+    _, product, flat, _ = hessian.at(params)
+    key, subkey = jax.random.split(key)
+    product, unit, size, symmetric = _scaled(product, flat, subkey)
+    # A product with v is off by some roundings of the largest entries that it sums up.
+    lost = rounding(size * flat.size / num_probes**0.5)
+
+    def estimate(mean: jax.Array, error: jax.Array) -> Estimate:
+        mean, error = unit * mean, unit * jnp.hypot(error, lost)
+        known = symmetric & jnp.isfinite(mean)
+        return Estimate(jnp.where(known, mean, jnp.nan), jnp.where(known, error, jnp.nan))
+
     if method == "xtrace":
         # matfree multiplies all vectors at once; one at a time bounds memory, and is faster on a
         # CPU. With half as many probes as parameters it forms the matrix instead, which is small.
         if 2 * num_probes < flat.size:
             product = jax.custom_batching.sequential_vmap(product)
-        estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
+        leave_one_out = stochtrace.estimator_leave_one_out_mean_and_sem(
             stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(flat, num=num_probes)
         )
-        mean, error = estimate(product, key)
-        return Estimate(mean, error if num_probes > 1 else jnp.full_like(error, jnp.nan))
+        mean, error = leave_one_out(product, key)
+        return estimate(mean, error if num_probes > 1 else jnp.full_like(error, jnp.nan))
 
     def probe(key: jax.Array) -> jax.Array:
         vector = jax.random.rademacher(key, flat.shape, flat.dtype)
         return vector @ product(vector)
 
     samples = jax.lax.map(probe, jax.random.split(key, num_probes), batch_size=batch_size)
-    return Estimate(jnp.mean(samples), spread(samples))
+    return estimate(jnp.mean(samples), spread(samples))
 
 
 def trace(
@@ -62,7 +105,8 @@ def trace(
     r"""Trace of the Hessian, $\operatorname{tr} H$, with its standard error.
 
     "hutchinson": the mean of $v^\top H v$ over random signs $v$, with variance
-    $2\sum_{i \ne j} H_{ij}^2$ for each probe. One product a probe, in the memory of one.
+    $2\sum_{i \ne j} H_{ij}^2$ for each probe. One product a probe, in the memory of one. Two more
+    products, before the probes, find the unit of $H$, and whether it is symmetric.
 
     "xtrace": the large eigenvalues are projected out by the probes themselves, and the rest
     estimated (matfree's implementation). Two products a probe, and memory for $3p$ vectors. On the
@@ -117,9 +161,11 @@ def trace(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "num_probes"))
-def _diagonal(loss, params, key, *, num_probes):
-    _, product, flat, unravel = flat_product(loss, params)
+@compiled("num_probes")
+def _diagonal(hessian, params, key, *, num_probes):
+    _, product, flat, unravel = hessian.at(params)
+    key, subkey = jax.random.split(key)
+    product, unit, size, symmetric = _scaled(product, flat, subkey)
 
     # Welford's recursion: sums over all probes would cancel, and keeping them would not be bounded.
     def probe(carry, key):
@@ -134,14 +180,20 @@ def _diagonal(loss, params, key, *, num_probes):
     begin = (zero, zero, jnp.ones((), flat.dtype))
     (mean, squares, _), _ = jax.lax.scan(probe, begin, jax.random.split(key, num_probes))
     variance = squares / (num_probes - 1) if num_probes > 1 else jnp.full_like(flat, jnp.nan)
-    return Estimate(unravel(mean), unravel(jnp.sqrt(variance / num_probes)))
+    error = jnp.hypot(jnp.sqrt(variance / num_probes), rounding(size / num_probes**0.5))
+    mean, error = unit * mean, unit * error
+    known = symmetric & jnp.isfinite(mean)
+    return Estimate(
+        unravel(jnp.where(known, mean, jnp.nan)), unravel(jnp.where(known, error, jnp.nan))
+    )
 
 
 def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) -> Estimate:
     r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
 
     The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
-    for each probe. Memory for three vectors, whatever the number of probes.
+    for each probe. Memory for three vectors, whatever the number of probes. Two more products check
+    that $H$ is symmetric, as for `trace`.
 
     Args:
       loss: $E$, from `params` to a real scalar.

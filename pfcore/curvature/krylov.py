@@ -14,13 +14,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from pfcore._checks import Loss, ScalarLike, check_count, check_loss, check_positive
-from pfcore._trees import Params, ravel
-from pfcore.curvature.products import flat_product
+from pfcore import _programs
+from pfcore._checks import (
+    Loss,
+    ScalarLike,
+    check_count,
+    check_loss,
+    check_positive,
+    check_vector,
+)
+from pfcore._trees import Params, in_single, norm, power_of_two, ravel, real_dtype
+from pfcore.curvature.products import compiled
 
 MatVec = Callable[[jax.Array], jax.Array]
 # Products between two evaluations of f on the projection, where the depth is adaptive.
 STRIDE = 2
+# Roundings of ‖H‖ that a product may be off.
+ROUNDINGS = 4
+# Roundings of a product that may be left of it where nothing is.
+EXHAUSTED = 4
 
 
 def lag(size: int | jax.Array) -> jax.Array:
@@ -60,6 +72,32 @@ def is_symmetric(asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
     return asymmetry <= 1e-2 * norm
 
 
+def rounding(norm: jax.Array) -> jax.Array:
+    """What products with a matrix of this norm, and their sums, lose in the working precision.
+
+    The error of a product is some roundings of ‖H‖, however small the product is. It cannot be seen
+    from inside; ROUNDINGS is what networks showed against double precision.
+    """
+    return ROUNDINGS * float(jnp.finfo(norm.dtype).eps) * norm
+
+
+def unit_of(image: jax.Array, known: jax.Array) -> jax.Array:
+    """`known`, or if that is 0 the power of two that brings an image's largest entry near 1.
+
+    Products are divided by it, so that no square of an entry leaves the range of the precision,
+    whatever the unit of the loss. 0 for an image of zeros.
+    """
+    largest = jnp.max(jnp.abs(image))
+    usable = (largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest)
+    found = jnp.where(usable, power_of_two(jnp.where(usable, largest, 1)), 0)
+    return jnp.where(known > 0, known, found)
+
+
+def over(vector: jax.Array, unit: jax.Array) -> jax.Array:
+    """vector / unit; as it is where the unit is 0."""
+    return vector / jnp.where(unit > 0, unit, 1).astype(vector.dtype)
+
+
 def orthogonalise(
     vector: Inexact[Array, " n"], basis: Inexact[Array, "m n"]
 ) -> tuple[Inexact[Array, " n"], Inexact[Array, " m"]]:
@@ -79,32 +117,42 @@ def normalised(vector: jax.Array, norm: jax.Array, nonzero: jax.Array) -> jax.Ar
     return vector * inverse.astype(vector.dtype)
 
 
-def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[jax.Array, jax.Array]:
-    """An empty basis with the normalised vector as its first row, and an empty projection."""
-    norm = jnp.linalg.norm(vector)
-    first = normalised(vector, norm, norm > 0)
+class Growing(NamedTuple):
+    """A Krylov space while it grows; see `KrylovSpace`."""
+
+    basis: Inexact[Array, "m n"]
+    hessenberg: Inexact[Array, "m m"]  # divided by unit
+    unit: Float[Array, ""]  # of the products; 0 until there is one that is not zero
+
+
+def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array]:
+    """The normalised vector as the first row of an empty basis, and its norm."""
+    size = norm(vector).astype(vector.real.dtype)
+    first = normalised(vector, size, size > 0)
     basis = jnp.zeros((depth, vector.size), vector.dtype).at[0].set(first)
-    return basis, jnp.zeros((depth, depth), vector.dtype)
+    return Growing(basis, jnp.zeros((depth, depth), vector.dtype), jnp.zeros_like(size)), size
 
 
-def _step(
-    matvec: MatVec, j: jax.Array, basis: jax.Array, hessenberg: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _step(matvec: MatVec, j: jax.Array, space: Growing) -> Growing:
     """Arnoldi's step: one product, orthogonalised against all vectors before it."""
+    basis, hessenberg, unit = space
     eps = float(jnp.finfo(basis.dtype).eps)
     image = matvec(basis[j])
+    unit = unit_of(image, unit)
+    image = over(image, unit)
     size = jnp.linalg.norm(image)
     image, coordinates = orthogonalise(image, basis)
     hessenberg = hessenberg.at[:, j].add(coordinates)
-    # A remainder at rounding level means that the space is invariant: H maps it into itself, the
-    # projection is exact, and what follows stays zero and uncoupled.
+    # Where no more is left than the rounding of this product, the space is invariant as far as can
+    # be seen: what follows stays zero and uncoupled. Compared with all of H, where an outlier may
+    # be a million times the bulk, it would be judged so too early.
     remainder = jnp.linalg.norm(image)
-    alive = remainder > 10 * eps * jnp.maximum(size, jnp.max(jnp.abs(hessenberg)))
+    alive = remainder > EXHAUSTED * eps * size
     direction = normalised(image, remainder, alive)
     # The last step has no next row: mode "drop" leaves both arrays as they are.
     basis = basis.at[j + 1].set(direction, mode="drop")
     coupling = jnp.where(alive, remainder, 0.0).astype(basis.dtype)
-    return basis, hessenberg.at[j + 1, j].set(coupling, mode="drop")
+    return Growing(basis, hessenberg.at[j + 1, j].set(coupling, mode="drop"), unit)
 
 
 def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,17 +164,28 @@ def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
     return symmetric, jnp.max(jnp.abs(hessenberg - symmetric))
 
 
+@_programs.broadcasting()
 def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> KrylovSpace:
     """Arnoldi's iteration with every new vector orthogonalised twice against all before it.
 
     For a real symmetric operator this is Lanczos with full reorthogonalisation: the projection
     is then symmetric up to rounding, and is returned exactly tridiagonal.
     """
-    basis, hessenberg = jax.lax.fori_loop(
-        0, depth, lambda j, carry: _step(matvec, j, *carry), _begin(vector, depth)
+    begun, size = _begin(vector, depth)
+    space = jax.lax.fori_loop(0, depth, lambda j, space: _step(matvec, j, space), begun)
+    projected, asymmetry = _tridiagonal(space.hessenberg)
+    unit = jnp.where(space.unit > 0, space.unit, 1)
+    return KrylovSpace(
+        space.basis, unit.astype(projected.dtype) * projected, size, unit * asymmetry
     )
-    projected, asymmetry = _tridiagonal(hessenberg)
-    return KrylovSpace(basis, projected, jnp.linalg.norm(vector), asymmetry)
+
+
+def eigh(matrix: Float[Array, "m m"]) -> tuple[jax.Array, jax.Array]:
+    """`jnp.linalg.eigh`, whatever the unit of the entries: not every solver scales them."""
+    unit = jnp.max(jnp.abs(matrix))
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    values, vectors = jnp.linalg.eigh(matrix / unit)
+    return unit * values, vectors
 
 
 def matrix_function(
@@ -140,7 +199,7 @@ def matrix_function(
     real axis, so that $f$ sees them on the same side of a branch cut, whatever the rounding.
     """
     if not jnp.iscomplexobj(matrix):
-        values, vectors = jnp.linalg.eigh(matrix)
+        values, vectors = eigh(matrix)
         scaled = function(values)
         scaled = scaled * (vectors.T @ vector).astype(scaled.dtype)
         return vectors.astype(scaled.dtype) @ scaled
@@ -192,6 +251,30 @@ def _evaluation(size: jax.Array) -> jax.Array:
     return (size + STRIDE - 1) // STRIDE
 
 
+def _change(
+    function: Callable[[jax.Array], jax.Array], matrix: Inexact[Array, "m m"], lost: jax.Array
+) -> Float[Array, ""]:
+    """How much f(T) e₁ owes to the last digits of T: f over eigenvalues that are `lost` off.
+
+    Infinite where f is not finite there on either side.
+    """
+    if jnp.iscomplexobj(matrix):
+        values, vectors = jnp.linalg.eig(matrix)
+        weights = jnp.abs(jnp.linalg.solve(vectors, jnp.eye(len(matrix), dtype=matrix.dtype)[0]))
+    else:
+        values, vectors = eigh(matrix)
+        weights = jnp.abs(vectors[0])
+    moves = [s * lost.astype(values.dtype) for s in (-1.0, -0.25, 0.25, 1.0)]
+    # An eigenvalue that may as well be zero is tried there.
+    moves.append(jnp.where(jnp.abs(values) <= lost, -values, moves[0]))
+    here = function(values)
+    sizes = [jnp.abs(function(values + move) - here) for move in moves]
+    size = functools.reduce(jnp.fmax, sizes)  # one side may leave the domain of f
+    size = jnp.where(weights > 0, jnp.where(jnp.isnan(size), jnp.inf, size), 0)
+    return jnp.linalg.norm(jnp.where(weights > 0, size * weights, 0))
+
+
+@_programs.broadcasting()
 def krylov_apply(
     function: Callable[[jax.Array], jax.Array],
     matvec: MatVec,
@@ -201,72 +284,87 @@ def krylov_apply(
 ) -> KrylovProduct:
     r"""$f(H)v \approx \|v\|\,Q f(T) e_1$ with `depth` products, at most the dimension.
 
-    The error estimate is the distance to the same with a quarter of the products less. With a
-    tolerance the iteration ends when the estimate is below `tolerance` times the norm of the
-    result.
+    The error estimate is the distance to the same with a quarter of the products less, and what the
+    rounding of the products may change. With a tolerance the iteration ends when the distance is
+    below `tolerance` times the norm of the result.
     """
     depth = min(depth, vector.size)
-    norm = jnp.linalg.norm(vector)
-    basis, hessenberg = _begin(vector, depth)
+    begun, size_of_vector = _begin(vector, depth)
 
-    def grown(start, stop, basis, hessenberg):
-        return jax.lax.fori_loop(
-            start, stop, lambda j, carry: _step(matvec, j, *carry), (basis, hessenberg)
+    def grown(start, stop, space):
+        return jax.lax.fori_loop(start, stop, lambda j, space: _step(matvec, j, space), space)
+
+    def coordinates_of(space, size):
+        unit = jnp.where(space.unit > 0, space.unit, 1)
+        return leading_coordinates(
+            lambda values: function(unit.astype(values.dtype) * values), space.hessenberg, size
         )
 
-    def error_of(size, hessenberg, coordinates, shorter):
+    def error_of(size, space, coordinates, shorter):
         # An exhausted space holds the answer, and so does the whole one.
-        led_out = hessenberg[jnp.minimum(size, depth - 1), size - 1] != 0
+        led_out = space.hessenberg[jnp.minimum(size, depth - 1), size - 1] != 0
         exact = (size == vector.size) | ((size < depth) & ~led_out)
         return jnp.where(exact, 0.0, jnp.linalg.norm(coordinates - shorter))
 
     if tolerance is None:
         size = jnp.int32(depth)
-        basis, hessenberg = grown(0, depth, basis, hessenberg)
-        coordinates = leading_coordinates(function, hessenberg, size)
-        shorter = leading_coordinates(function, hessenberg, size - lag(size))
-        error = error_of(size, hessenberg, coordinates, shorter)
+        space = grown(0, depth, begun)
+        coordinates = coordinates_of(space, size)
+        shorter = coordinates_of(space, size - lag(size))
+        error = error_of(size, space, coordinates, shorter)
     else:
 
         def unconverged(carry):
-            size, _, _, history, error = carry
-            norm = jnp.linalg.norm(history[_evaluation(size)])
-            return (size < depth) & ~(error <= tolerance * norm)
+            size, _, history, error = carry
+            allowed = tolerance * jnp.linalg.norm(history[_evaluation(size)])
+            return (size < depth) & ~(error <= allowed)
 
         def extend(carry):
-            start, basis, hessenberg, history, _ = carry
+            start, space, history, _ = carry
             size = jnp.minimum(start + STRIDE, depth)
-            basis, hessenberg = grown(start, size, basis, hessenberg)
-            coordinates = leading_coordinates(function, hessenberg, size)
-            error = error_of(size, hessenberg, coordinates, history[_evaluation(size - lag(size))])
+            space = grown(start, size, space)
+            coordinates = coordinates_of(space, size)
+            error = error_of(size, space, coordinates, history[_evaluation(size - lag(size))])
             history = history.at[_evaluation(size)].set(coordinates)
-            return size, basis, hessenberg, history, error
+            return size, space, history, error
 
         size = jnp.int32(0)
-        none = jnp.zeros_like(leading_coordinates(function, hessenberg, size))
+        none = jnp.zeros_like(coordinates_of(begun, size))
         history = jnp.zeros((depth // STRIDE + 2, depth), none.dtype)
-        size, basis, hessenberg, history, error = jax.lax.while_loop(
-            unconverged, extend, (size, basis, hessenberg, history, jnp.full_like(norm, jnp.inf))
+        size, space, history, error = jax.lax.while_loop(
+            unconverged, extend, (size, begun, history, jnp.full_like(size_of_vector, jnp.inf))
         )
         coordinates = history[_evaluation(size)]
-    scaled = jnp.where(norm > 0, norm.astype(coordinates.dtype) * coordinates, 0)
-    value = scaled @ basis.astype(scaled.dtype)
+    scaled = jnp.where(
+        size_of_vector > 0, size_of_vector.astype(coordinates.dtype) * coordinates, 0
+    )
+    value = scaled @ space.basis.astype(scaled.dtype)
     # The last column is not complete: what it leads to has no product yet.
     inside = jnp.arange(depth, dtype=jnp.int32) < size
-    projected, asymmetry = _tridiagonal(jnp.where(inside[:, None] & inside, hessenberg, 0))
-    symmetric = is_symmetric(asymmetry, jnp.max(jnp.abs(projected)))
-    return KrylovProduct(value, norm * error, size, symmetric)
+    projected, asymmetry = _tridiagonal(jnp.where(inside[:, None] & inside, space.hessenberg, 0))
+    reach = jnp.max(jnp.abs(projected))
+    unit = jnp.where(space.unit > 0, space.unit, 1)
+    first = projected[0, 0] * (1 - inside.astype(projected.dtype))
+    change = _change(
+        function,
+        unit.astype(projected.dtype) * (projected + jnp.diag(first)),
+        unit * (asymmetry + rounding(reach)),
+    )
+    own = rounding(jnp.linalg.norm(coordinates))
+    error = size_of_vector * (error + change + own)
+    return KrylovProduct(value, error, size, is_symmetric(asymmetry, reach))
 
 
 class FunctionProduct(NamedTuple):
-    """A function of the Hessian times a vector, and what is known about its error.
+    r"""A function of the Hessian times a vector, and what is known about its error.
 
     Attributes:
-      value: $f(H)v$, of the structure of the parameters; complex where $f$ is.
+      value: $f(H)v$, of the structure of the parameters; complex where $f$ is. NaN where the
+        products were not finite, or not those of a symmetric matrix.
       error: estimate of the norm of its error: the distance to the same with a quarter of
-        the products less.
-      converged: whether the error is at most `tolerance` times the norm of `value`; false where
-        the products were not finite, or not those of a symmetric matrix.
+        the products less, and what moving all eigenvalues by the rounding of the products, some
+        roundings of $\|H\|$, changes.
+      converged: whether the error is at most `tolerance` times the norm of `value`.
       num_products: Hessian-vector products used.
     """
 
@@ -276,22 +374,21 @@ class FunctionProduct(NamedTuple):
     num_products: Int[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("function", "loss", "depth"))
-def _apply(function, loss, params, vector, tolerance, *, depth) -> FunctionProduct:
-    _, product, flat, unravel = flat_product(loss, params)
+@compiled("function", "depth")
+def _apply(hessian, params, function, vector, tolerance, *, depth) -> FunctionProduct:
+    _, product, flat, unravel = hessian.at(params)
     if tolerance is not None:
         tolerance = tolerance.astype(flat.dtype)
-    start = ravel(vector)[0].astype(flat.dtype)
+    start = ravel(in_single(vector))[0].astype(flat.dtype)
     found = krylov_apply(function, product, start, depth, tolerance)
-    allowed = 0.0 if tolerance is None else tolerance * jnp.linalg.norm(found.value)
-    value = found.value
+    allowed = 0.0 if tolerance is None else tolerance * norm(found.value)
+    value = jnp.where(found.symmetric, found.value, jnp.nan)
     if jnp.iscomplexobj(value):
         tree = jax.tree.map(jax.lax.complex, unravel(value.real), unravel(value.imag))
     else:
         tree = unravel(value)
-    return FunctionProduct(
-        tree, found.error, (found.error <= allowed) & found.symmetric, found.num_products
-    )
+    error = jnp.where(found.symmetric, found.error, jnp.inf)
+    return FunctionProduct(tree, error, error <= allowed, found.num_products)
 
 
 def function_product(
@@ -301,7 +398,7 @@ def function_product(
     vector: Params,
     *,
     depth: int = 64,
-    tolerance: ScalarLike = 1e-6,
+    tolerance: ScalarLike | None = None,
 ) -> FunctionProduct:
     r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, with as many products as it takes.
 
@@ -314,14 +411,16 @@ def function_product(
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
       depth: at most so many Hessian-vector products; memory for as many vectors.
-      tolerance: relative; single precision reaches about $10^{-6}$, double $10^{-14}$.
+      tolerance: of the error, relative to the norm of the value; by default $10^{-5}$ in single
+        precision and $10^{-6}$ in double, which reach about $10^{-6}$ and $10^{-14}$ where f is
+        smooth on the scale of $\|H\|$.
 
     Returns:
       A `FunctionProduct`.
 
     Raises:
-      ValueError: `depth` is below 1, the tolerance is not positive, or the loss is not a finite
-        scalar at `params`.
+      ValueError: `depth` is below 1, the tolerance is not positive, the vector does not fit the
+        params, or the loss is not a finite scalar at `params`.
       TypeError: `depth` is not an integer.
 
     Example:
@@ -335,9 +434,12 @@ def function_product(
       Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
     """
     depth = check_count("depth", depth, minimum=1)
-    tolerance = check_positive("tolerance", tolerance)
     params = check_loss(loss, params)
-    return _apply(function, loss, params, vector, tolerance, depth=depth)
+    if tolerance is None:
+        tolerance = 1e-6 if jnp.finfo(real_dtype(params)).bits > 32 else 1e-5
+    tolerance = check_positive("tolerance", tolerance)
+    vector = check_vector("vector", vector, params)
+    return _apply(loss, params, function, vector, tolerance, depth=depth)
 
 
 def apply_function(
@@ -362,10 +464,12 @@ def apply_function(
       depth: number of Hessian-vector products $m \ge 1$; clipped to $n$.
 
     Returns:
-      $f(H)v$, of the structure of `params`; complex where $f$ is.
+      $f(H)v$, of the structure of `params`; complex where $f$ is. NaN where the products were not
+      finite, or not those of a symmetric matrix.
 
     Raises:
-      ValueError: `depth` is below 1, or the loss is not a finite scalar at `params`.
+      ValueError: `depth` is below 1, the vector does not fit the params, or the loss is not a
+        finite scalar at `params`.
       TypeError: `depth` is not an integer.
 
     Example:
@@ -380,4 +484,6 @@ def apply_function(
       Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
     """
     depth = check_count("depth", depth, minimum=1)
-    return _apply(function, loss, check_loss(loss, params), vector, None, depth=depth).value
+    params = check_loss(loss, params)
+    vector = check_vector("vector", vector, params)
+    return _apply(loss, params, function, vector, None, depth=depth).value

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pfcore._checks import Loss, ScalarLike, check_positive
 from pfcore._trees import Params, num_entries
-from pfcore.curvature.eigenpairs import find_eigenpairs, ravelled_rows
+from pfcore.curvature.eigenpairs import find_eigenpairs
 from pfcore.learning_rates.common import (
     AxisName,
     bounded,
@@ -34,6 +34,7 @@ class ScaleBySharpnessState(NamedTuple):
       num_products: Hessian-vector products that it took.
       vector: $u_0$, where the next search starts, flat.
       num_updates: so far.
+      challenger: the direction that may become sharper next, flat.
     """
 
     learning_rate: Float[Array, ""]
@@ -42,6 +43,7 @@ class ScaleBySharpnessState(NamedTuple):
     num_products: Int[Array, ""]
     vector: Float[Array, " n"]
     num_updates: Int[Array, ""]
+    challenger: Float[Array, " n"]
 
 
 def scale_by_sharpness(
@@ -58,7 +60,9 @@ def scale_by_sharpness(
 
     Each search for the top eigenvector starts from the last one found, and stops at the tolerance
     or after `max_products`, whichever comes first; Ritz values never exceed $\lambda_0$, so that a
-    search cut short gives a rate too large and not too small. Where $\lambda_0 \le 0$, h is
+    search cut short gives a rate too large and not too small. Beside it a challenger is followed,
+    the best other direction, at the price of one product a search: so a direction that becomes
+    sharper is seen as it does, and not when the old one is lost. Where $\lambda_0 \le 0$, h is
     $h_\text{max}$; where it is not finite, h is 0, the update is zero, and the next update searches
     anew. On momentum, and on parameters of 16 bits, see `scale_by_dal`.
 
@@ -109,6 +113,7 @@ def scale_by_sharpness(
             num_products=jnp.zeros((), jnp.int32),
             vector=vector / jnp.linalg.norm(vector),
             num_updates=jnp.zeros((), jnp.int32),
+            challenger=jnp.zeros_like(vector),  # none yet
         )
 
     def update(
@@ -134,10 +139,10 @@ def scale_by_sharpness(
         dtype = state.curvature.dtype
 
         def search():
-            pairs, _ = find_eigenpairs(
+            pairs, _, challenger = find_eigenpairs(
                 at.loss,
                 at.params,
-                state.vector[None],
+                jnp.stack([state.vector, state.challenger]),
                 key=jax.random.fold_in(jax.random.key(seed), state.num_updates),
                 tolerance=tolerance,
                 max_products=jnp.int32(max_products),
@@ -146,22 +151,29 @@ def scale_by_sharpness(
                 which="largest",
                 check=False,
             )
-            vector = ravelled_rows(pairs.vectors)[0].astype(dtype)
+            vector, challenger = pairs.vectors[0].astype(dtype), challenger.astype(dtype)
             sane = jnp.isfinite(pairs.values[0]) & jnp.all(jnp.isfinite(vector))
             return (
                 pairs.values[0].astype(dtype),
                 pairs.converged[0],
                 pairs.num_products,
                 jnp.where(sane, vector, state.vector),
+                jnp.where(sane, challenger, state.challenger),
             )
 
         def kept():
-            return state.curvature, state.converged, state.num_products, state.vector
+            return (
+                state.curvature,
+                state.converged,
+                state.num_products,
+                state.vector,
+                state.challenger,
+            )
 
         found = refreshed(
             refresh_every, state.num_updates, jnp.isfinite(state.curvature), search, kept
         )
-        curvature, converged, num_products, vector = found
+        curvature, converged, num_products, vector, challenger = found
         positive = jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
         rate = jnp.where(
             curvature > 0,
@@ -176,6 +188,7 @@ def scale_by_sharpness(
             num_products,
             vector,
             optax.safe_increment(state.num_updates),
+            challenger,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,220 @@
+"""What a function computes, apart from the arrays that it closes over.
+
+`jax.jit` compiles anew for every function object, and keeps each alive with the data that it closes
+over. A loss that is a new closure over each mini-batch would compile for seconds at each, and leave
+all batches in memory. So a function is traced here, and what it closes over becomes an argument.
+Closures that compute the same on other data share one compiled program; nothing holds the data.
+"""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+
+class _Same:
+    """Equal to itself alone; keeps what it stands for, so that its identity is not used again."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _signature(value: Any) -> Hashable:
+    """Equal for parameters of primitives that mean the same."""
+    if isinstance(value, core.ClosedJaxpr):
+        return "closed", _structure(value.jaxpr), tuple(_signature(c) for c in value.consts)
+    if isinstance(value, core.Jaxpr):
+        return _structure(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(_signature(v) for v in value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return "array", value.dtype, value.shape, value.tobytes()
+    if isinstance(value, jax.Array):
+        return _Same(value)
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return type(value), value
+
+
+def _structure(jaxpr: core.Jaxpr) -> Hashable:
+    """Equal for jaxprs that compute the same, variable by variable."""
+    numbers: dict[Any, int] = {}
+
+    def name(atom: Any) -> Hashable:
+        if isinstance(atom, core.Literal):
+            return _signature(np.asarray(atom.val)), atom.aval
+        return numbers.setdefault(atom, len(numbers)), atom.aval
+
+    def equation(eqn: core.JaxprEqn) -> Hashable:
+        custom = eqn.primitive.name in _CUSTOM  # of which the rules are not used any more
+        params = tuple(
+            (key, _signature(value))
+            for key, value in sorted(eqn.params.items())
+            if not (custom and key != "call_jaxpr")
+        )
+        inputs = tuple(name(v) for v in eqn.invars)
+        return eqn.primitive, params, inputs, tuple(name(v) for v in eqn.outvars)
+
+    inputs = tuple(name(v) for v in (*jaxpr.constvars, *jaxpr.invars))
+    body = tuple(equation(eqn) for eqn in jaxpr.eqns)
+    return len(jaxpr.constvars), inputs, body, tuple(name(v) for v in jaxpr.outvars)
+
+
+def _hides_arrays(value: Any) -> bool:
+    """Whether a compiled function among these keeps arrays inside."""
+    if isinstance(value, core.ClosedJaxpr):
+        return bool(value.consts) or _hides_arrays(value.jaxpr)
+    if isinstance(value, core.Jaxpr):
+        return any(_hides_arrays(v) for eqn in value.eqns for v in eqn.params.values())
+    return isinstance(value, (tuple, list)) and any(_hides_arrays(v) for v in value)
+
+
+def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
+    """The jaxpr evaluated; calls of compiled functions that keep arrays inside are opened."""
+    names = (*jaxpr.constvars, *jaxpr.invars)
+    values: dict[Any, Any] = dict(zip(names, (*consts, *args), strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(v) for v in eqn.invars]
+        inner: Any = eqn.params.get("call_jaxpr" if eqn.primitive.name in _CUSTOM else "jaxpr")
+        if eqn.primitive.name in (*_CALLS, *_CUSTOM) and _hides_arrays(inner):
+            outputs = _opened(inner.jaxpr, inner.consts, *inputs)
+        else:
+            functions, params = eqn.primitive.get_bind_params(eqn.params)
+            outputs = eqn.primitive.bind(*functions, *inputs, **params)
+            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def contains(value: Any, primitive: str) -> bool:
+    """Whether a primitive occurs in a jaxpr, or in what it calls."""
+    if isinstance(value, core.ClosedJaxpr):
+        value = value.jaxpr
+    if isinstance(value, core.Jaxpr):
+        return any(
+            eqn.primitive.name == primitive
+            or any(contains(v, primitive) for v in eqn.params.values())
+            for eqn in value.eqns
+        )
+    return isinstance(value, (tuple, list)) and any(contains(v, primitive) for v in value)
+
+
+@contextlib.contextmanager
+def broadcasting() -> Iterator[None]:
+    """Arrays of different ranks may meet, as in this library, whatever the user's setting."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Code:
+    """What is computed: a jaxpr without its arrays. Equal to another that computes the same."""
+
+    def __init__(self, jaxpr: core.Jaxpr, out_tree: Any) -> None:
+        self.jaxpr, self.out_tree = jaxpr, out_tree
+        self._key = (_structure(jaxpr), out_tree)
+        self._hash = hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Code) and self._hash == other._hash and self._key == other._key
+        )
+
+    def __call__(self, consts: Any, *args: Any) -> Any:
+        """Evaluated, with the arrays `consts`; not to be differentiated: custom rules are gone."""
+        flat = jax.core.eval_jaxpr(self.jaxpr, consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(self.out_tree, flat)
+
+
+@jax.tree_util.register_pytree_node_class
+class Program:
+    """A function as an argument of compiled ones: its code is static, its arrays are not."""
+
+    def __init__(self, code: Code, consts: Any) -> None:
+        self.code, self.consts = code, consts
+
+    def __call__(self, *args: Any) -> Any:
+        return self.code(self.consts, *args)
+
+    def tree_flatten(self) -> tuple[tuple[Any], Code]:
+        return (self.consts,), self.code
+
+    @classmethod
+    def tree_unflatten(cls, code: Code, children: tuple[Any]) -> "Program":
+        return cls(code, children[0])
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether some leaf is a tracer: a transformation or a compiled function is at work."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def trace(function: Callable[..., Any], *args: Any) -> Program:
+    """The program of `function` at arguments of these shapes and dtypes.
+
+    It can be evaluated, under transformations too, but no rule for its derivatives is left.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    if _hides_arrays(closed.jaxpr):
+        opened = functools.partial(_opened, closed.jaxpr, closed.consts)
+        closed = jax.make_jaxpr(opened)(*jax.tree.leaves(args))
+    return Program(Code(closed.jaxpr, jax.tree.structure(shape)), list(closed.consts))
+
+
+# For each function the programs made of it, as long as somebody else holds the function.
+_known: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
+
+
+def remembered(kind: str, function: Any, params: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, or what it gave for the same function and parameters of the same kind.
+
+    `kind` names what is made. Nothing is remembered of functions that close over tracers, or that
+    cannot be referred to weakly.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    key = (
+        kind,
+        structure,
+        tuple(jax.typeof(leaf) for leaf in leaves),
+        tuple(getattr(jax.config, name) for name in _SETTINGS),
+    )
+    try:
+        made = _known.setdefault(function, {})
+    except TypeError:
+        return make()
+    if key not in made:
+        new = make()
+        if is_traced(new):
+            return new
+        made[key] = new
+    return made[key]
+
+
+@jax.jit
+def _evaluated(program: Program, args: tuple[Any, ...]) -> Any:
+    return program(*args)
+
+
+def evaluate(function: Callable[[Any], Any], params: Any) -> Any:
+    """`function(params)`, compiled once for all functions that compute the same."""
+    if is_traced(params):
+        return function(params)
+    program = remembered("value", function, params, lambda: trace(function, params))
+    return _evaluated(program, (params,))

@@ -1,0 +1,290 @@
+"""No number without what it may be off by: outliers, units, precisions, and what is no Hessian."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfcore import curvature
+
+N = 120
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def turned(*eigenvalues: float, seed: int = 0) -> np.ndarray:
+    """A symmetric matrix in single precision with about these eigenvalues, dense."""
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(eigenvalues),) * 2))[0]
+    return np.float32((rotation * np.array(eigenvalues)) @ rotation.T)
+
+
+def loss_of(matrix):
+    half = jnp.asarray(matrix, jnp.float32) / 2
+    return lambda x: x @ (half @ x)
+
+
+def exactly(function, matrix, vector):
+    """f(H)v in double precision, of the matrix as it is stored."""
+    values, vectors = np.linalg.eigh(np.float64(matrix))
+    return vectors @ (function(values) * (vectors.T @ np.float64(vector)))
+
+
+# ---- an outlier over a small bulk
+
+BULK = np.linspace(0.5, 1.5, N - 1)
+
+
+@pytest.mark.parametrize("outlier", [1e4, 1e5, 1e6])
+def test_density_keeps_its_bulk_under_an_outlier(outlier):
+    density = curvature.spectral_density(
+        loss_of(turned(outlier, *BULK)), jnp.zeros(N), key=KEY, num_probes=4
+    )
+    blur = 2 * float(jnp.max(density.rounding))
+    nodes, weights = np.asarray(density.nodes), np.asarray(density.weights)
+    inside = (nodes > 0.5 - blur) & (nodes < 1.5 + blur)
+    assert np.mean(np.sum(weights * inside, axis=1)) > 0.96
+    # Several of the nodes lie in the bulk: it has a width, not a single value.
+    assert np.sum(inside[0]) > 4
+
+
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e6, 1e8, 1e10])
+@pytest.mark.parametrize("diagonal", [False, True], ids=["dense", "diagonal"])
+@pytest.mark.parametrize(
+    "function, exact",
+    [
+        (jnp.sqrt, np.sqrt),
+        (lambda x: 1 / (1 + x), lambda x: 1 / (1 + x)),
+        (lambda x: jnp.exp(-x), lambda x: np.exp(-x)),
+    ],
+    ids=["sqrt", "resolvent", "exp"],
+)
+def test_error_of_a_function_covers_rounding_under_an_outlier(outlier, diagonal, function, exact):
+    values = np.array([outlier, *BULK])
+    matrix = np.float32(np.diag(values)) if diagonal else turned(*values)
+    vector = np.float32(np.random.default_rng(1).normal(size=N))
+    found = curvature.function_product(function, loss_of(matrix), jnp.zeros(N), vector)
+    if np.all(np.linalg.eigvalsh(np.float64(matrix)) > 0):
+        wrong = np.linalg.norm(np.asarray(found.value) - exactly(exact, matrix, vector))
+        # NaN (the root of an eigenvalue that rounding made negative) comes with no small error.
+        assert not wrong > float(found.error)
+    if bool(found.converged):
+        assert float(found.error) <= 1e-5 * float(jnp.linalg.norm(found.value))
+    assert not (bool(found.converged) and outlier >= 1e4)
+
+
+def test_small_eigenvalues_beside_an_outlier_have_residuals_of_its_rounding():
+    pairs = curvature.top_eigenpairs(loss_of(turned(1e6, *BULK)), jnp.zeros(N), 3, key=KEY)
+    np.testing.assert_allclose(pairs.values[1:], [1.5, 1.4915], rtol=5e-3)
+    assert np.all(np.asarray(pairs.residuals) > 1e6 * np.finfo(np.float32).eps)
+
+
+# ---- the unit of the loss
+
+EIGENVALUES = (5.0, 3.0, 2.5, -1.0, *np.linspace(-0.2, 0.4, 36))
+
+
+def answers(loss, params):
+    """What every routine says of a loss that is measured in some unit, in that unit."""
+    v = jnp.ones_like(params)
+    pairs = curvature.top_eigenpairs(loss, params, 2, key=KEY)
+    density = curvature.spectral_density(loss, params, key=KEY, num_probes=3, depth=12)
+    trace = curvature.trace(loss, params, key=KEY, num_probes=5)
+    xtrace = curvature.trace(loss, params, key=KEY, num_probes=5, method="xtrace")
+    diagonal = curvature.diagonal(loss, params, key=KEY, num_probes=5)
+    path = jnp.stack([params, params])
+    assert bool(jnp.all(pairs.converged)) and bool(density.symmetric[0])
+    return {
+        "values": pairs.values,
+        "residuals": pairs.residuals,
+        "nodes": density.nodes,
+        "mean": density.moment(1),
+        "its error": density.moment_error(1),
+        "trace": trace.mean,
+        "its error too": trace.standard_error,
+        "xtrace": xtrace.mean,
+        "error of xtrace": xtrace.standard_error,
+        "diagonal": diagonal.mean,
+        "error of the diagonal": diagonal.standard_error,
+        "spectrum": curvature.spectrum(loss, params),
+        "product": curvature.apply_function(lambda x: x, loss, params, v, depth=8),
+        "function": curvature.function_product(lambda x: x, loss, params, v).value,
+        "track": curvature.track(loss, path, 2, key=KEY).values,
+    }
+
+
+def compared(dtype, units):
+    matrix = jnp.asarray(turned(*EIGENVALUES), dtype)
+    params = jnp.zeros(len(EIGENVALUES), dtype)
+
+    def at(unit):
+        return answers(lambda x: unit * (x @ (matrix @ x)) / 2, params)
+
+    expected = at(jnp.asarray(1.0, dtype))
+    for unit in units:
+        for name, value in at(jnp.asarray(unit, dtype)).items():
+            one = np.asarray(expected[name], float)
+            found = np.asarray(value, float) / unit
+            scale = np.max(np.abs(one))
+            assert np.all(np.abs(found - one) <= 2e-4 * scale), (name, unit, found, one)
+
+
+def test_answers_do_not_depend_on_the_unit():
+    compared(jnp.float32, [1e-30, 1e-12, 1e12, 1e30])
+
+
+@pytest.mark.usefixtures("x64")
+def test_answers_do_not_depend_on_the_unit_in_double_precision():
+    compared(jnp.float64, [1e-300, 1e300])
+
+
+# ---- 16 bits
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_16_bits_are_taken_in_single_precision(dtype):
+    weights = jnp.asarray([4.0, 2.0, 1.0, 0.5])
+    params = {"w": jnp.ones(3, dtype), "b": jnp.ones((), dtype)}
+
+    def loss(p):
+        x = jnp.concatenate([p["w"], p["b"][None]]).astype(jnp.float32)
+        return jnp.sum(weights * x**2) / 2
+
+    pairs = curvature.top_eigenpairs(loss, params, 2, key=KEY)
+    np.testing.assert_allclose(pairs.values, [4, 2], rtol=1e-5)
+    assert jax.tree.leaves(pairs.vectors)[0].dtype == jnp.float32
+    again = curvature.top_eigenpairs(loss, params, 2, key=KEY, start=pairs.vectors)
+    np.testing.assert_allclose(again.values, [4, 2], rtol=1e-5)
+    found = curvature.function_product(jnp.sqrt, loss, params, params).value
+    np.testing.assert_allclose(found["w"], np.sqrt([4, 2, 1]), rtol=1e-5)
+    np.testing.assert_allclose(curvature.spectrum(loss, params), [0.5, 1, 2, 4], rtol=1e-5)
+
+
+# ---- what is no Hessian, or no vector
+
+
+@jax.custom_jvp
+def skewed(x):
+    return x @ x
+
+
+@skewed.defjvp
+def _(primals, tangents):
+    shift = jnp.diag(jnp.full(len(primals[0]) - 1, 5.0), 1)
+    return skewed(primals[0]), (shift @ primals[0]) @ tangents[0]
+
+
+def test_what_is_not_symmetric_gives_no_number():
+    x = jnp.ones(80)
+    assert np.all(np.isnan(curvature.spectrum(skewed, x)))
+    assert np.all(np.isnan(curvature.apply_function(jnp.exp, skewed, x, x, depth=4)))
+    found = curvature.function_product(jnp.exp, skewed, x, x)
+    assert np.all(np.isnan(found.value)) and np.isinf(found.error) and not bool(found.converged)
+    for method in ("hutchinson", "xtrace"):
+        found = curvature.trace(skewed, x, key=KEY, num_probes=3, method=method)
+        assert np.isnan(found.mean) and np.isnan(found.standard_error)
+    assert np.all(np.isnan(curvature.diagonal(skewed, x, key=KEY, num_probes=3).mean))
+    pairs = curvature.top_eigenpairs(skewed, x, 5, key=KEY)
+    assert np.all(np.isnan(pairs.values)) and not np.any(pairs.converged)
+    assert int(pairs.num_products) <= 3  # and says so at once
+
+
+def test_trace_that_overflows_is_nan():
+    huge = lambda x: jnp.float32(1e38) * jnp.sum(x**2)  # noqa: E731
+    found = curvature.trace(huge, jnp.zeros(50), key=KEY, num_probes=3)
+    assert np.isnan(found.mean) and np.isnan(found.standard_error)
+
+
+@pytest.mark.parametrize(
+    "vector, message",
+    [
+        ({"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, r"vector\['w'\] has shape \(3, 2\)"),
+        ({"v": jnp.ones((2, 3)), "b": jnp.ones(2)}, r"vector\['w'\] is missing"),
+        (jnp.ones(8), r"vector\['b'\] is missing, there is one array"),
+        ({"w": jnp.ones((2, 3)), "b": jnp.ones(2, jnp.complex64)}, r"\['b'\] has dtype complex64"),
+    ],
+    ids=["transposed", "renamed", "flat", "complex"],
+)
+def test_vectors_that_do_not_fit_are_named(vector, message):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
+    loss = lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"] ** 2)  # noqa: E731
+    for call in (
+        lambda: curvature.function_product(jnp.exp, loss, params, vector),
+        lambda: curvature.apply_function(jnp.exp, loss, params, vector, depth=2),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
+
+
+def test_leaf_that_is_no_array_is_named():
+    params = {"w": jnp.ones(2), "activation": jax.nn.relu}
+    with pytest.raises(TypeError, match=r"params\['activation'\] is .*, which is no array"):
+        curvature.spectrum(lambda p: jnp.sum(p["w"] ** 2), params)
+
+
+# ---- rules of JAX
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_debug_nans", True),
+        ("jax_numpy_dtype_promotion", "strict"),
+    ],
+    ids=lambda setting: setting[0],
+)
+def test_strict_settings(setting):
+    code = f"""
+import jax, jax.numpy as jnp
+jax.config.update(*{setting!r})
+from pfcore import curvature as c
+d, x, key = jnp.array([1.0, 2.0, 5.0]), jnp.ones(3), jax.random.key(0)
+loss = lambda x: jnp.float32(0.5) * jnp.sum(d * x * x)
+for k, which in ((1, "largest"), (2, "smallest"), (2, "magnitude")):
+    c.top_eigenpairs(loss, x, k, key=key, which=which)
+density = c.spectral_density(loss, x, key=key, num_probes=2)
+density.evaluate(jnp.ones((2, 2)), 0.5), density.standard_error(jnp.ones((2, 2)), 0.5)
+density.moment(2), density.moment_error(2), density.evaluate(jnp.ones(3), 0.5, scale="symlog")
+c.function_product(jnp.exp, loss, x, x), c.apply_function(jnp.exp, loss, x, x, depth=2)
+c.trace(loss, x, key=key, num_probes=2), c.trace(loss, x, key=key, num_probes=2, method="xtrace")
+c.diagonal(loss, x, key=key, num_probes=2), c.spectrum(loss, x)
+c.track(loss, jnp.stack([x, x]), 2, key=key), c.spectrum(*c.subset(loss, x, d > 1))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_reverse_over_reverse_where_forward_mode_is_refused():
+    @jax.custom_vjp
+    def cubed(x):
+        return x**3
+
+    cubed.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
+    x = jnp.array([1.0, 2.0, -3.0])
+    loss = lambda x: jnp.sum(cubed(x))  # noqa: E731
+    np.testing.assert_allclose(curvature.hvp(loss, x, jnp.ones(3)), 6 * x)
+    np.testing.assert_allclose(curvature.linearized_hvp(loss, x)[1](jnp.ones(3)), 6 * x)
+    np.testing.assert_allclose(curvature.spectrum(loss, x), np.sort(6 * x), rtol=1e-6)
+
+
+def test_sharpness_can_be_differentiated():
+    matrix = jnp.asarray(turned(*np.linspace(-1, 3, 8)))
+
+    def loss(x):
+        return x @ (matrix @ x) / 2 + jnp.sum(x**4) / 4
+
+    def top(x, which="largest"):
+        return curvature.top_eigenpairs(loss, x, 1, key=KEY, tolerance=1e-5, which=which).values[0]
+
+    def dense(x, place=-1):
+        return jnp.linalg.eigvalsh(jax.hessian(loss)(x))[place]
+
+    x = jnp.linspace(-1, 1, 8)
+    np.testing.assert_allclose(jax.grad(top)(x), jax.grad(dense)(x), atol=1e-3)
+    low = functools.partial(top, which="smallest")
+    np.testing.assert_allclose(jax.grad(low)(x), jax.grad(dense)(x, 0), atol=1e-3)
+    moved = jax.jit(lambda x: jax.jvp(top, (x,), (x,)))(x)
+    np.testing.assert_allclose(moved[1], jax.grad(dense)(x) @ x, rtol=1e-3)
