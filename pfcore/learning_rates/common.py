@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_vector
 from pfcore._trees import Params, check_params, in_single, norm, real_dtype
+from pfcore.curvature.products import gradient_and_hvp
 
 AxisName = Hashable | tuple[Hashable, ...] | None
 Measured = TypeVar("Measured")
@@ -212,7 +213,7 @@ def normalised(tree: Params) -> tuple[Params, Float[Array, ""]]:
 def gradient_and_product(name: str, at: Point, direction: Params) -> tuple[Params, Params]:
     """The gradient and a Hessian product, or what to do where there is no second derivative."""
     try:
-        return jax.jvp(jax.grad(at.loss), (at.params,), (direction,))
+        return gradient_and_hvp(at.loss, at.params, direction)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
