@@ -186,6 +186,8 @@ def _solve(
         rtol=jnp.maximum(LOCAL_SHARE * rtol, 8 * eps),
         atol=LOCAL_SHARE * atol,
         dtmin=10 * eps * end,
+        # By default a step of that length is taken, whatever its error.
+        force_dtmin=False,
     )
     solver = _prepared(solver, controller)
     windows = max_steps / WINDOW
@@ -232,7 +234,7 @@ def _solve(
         met_nan = progress.met_nan | ~finite
         stuck = jnp.where(met_nan, int(Reason.NOT_FINITE), int(Reason.PACE))
         failed = jnp.where(at_window_end & slow & ~passing, stuck, int(Reason.END))
-        too_small = jnp.where(finite, int(Reason.STEP_SIZE), int(Reason.NOT_FINITE))
+        too_small = jnp.where(met_nan, int(Reason.NOT_FINITE), int(Reason.STEP_SIZE))
         failed = jnp.where(controlled != diffrax.RESULTS.successful, too_small, failed)
         unsolved = accepted & (solved != diffrax.RESULTS.successful)
         failed = jnp.where(unsolved, int(Reason.SOLVER), failed)
