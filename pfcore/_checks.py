@@ -113,6 +113,11 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
     return jax.tree.unflatten(structure, [jnp.asarray(given[path]) for path in wanted])
 
 
+def is_hosted(loss: Any) -> bool:
+    """Whether Python drives the products of this loss; see `pfcore.curvature.hosted`."""
+    return getattr(loss, "hosted", False)
+
+
 def check_loss(loss: Loss, params: Params) -> Params:
     """Return checked `params` at which `loss` is one finite real number.
 
@@ -123,6 +128,9 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not callable(loss):
         raise TypeError(f"loss must be a function of params, got {loss!r}")
     params = check_params(params)
+    if is_hosted(loss):
+        _check_finite(loss(params))
+        return params
     shape = jax.eval_shape(loss, params)
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
@@ -132,10 +140,13 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        value = _programs.evaluate(loss, params)
-        if not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value)):
-            raise ValueError(
-                f"loss at the starting params is {float(value)!r}; "
-                "start where the loss is finite (check the data and the initial params)"
-            )
+        _check_finite(_programs.evaluate(loss, params))
     return params
+
+
+def _check_finite(value: jax.Array) -> None:
+    if not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value)):
+        raise ValueError(
+            f"loss at the starting params is {float(value)!r}; "
+            "start where the loss is finite (check the data and the initial params)"
+        )

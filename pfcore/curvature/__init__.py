@@ -4,6 +4,7 @@ from pfcore.curvature.dense import spectrum
 from pfcore.curvature.density import SpectralDensity, spectral_density
 from pfcore.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from pfcore.curvature.estimators import Estimate, diagonal, trace
+from pfcore.curvature.hosted import over_batches, watched
 from pfcore.curvature.krylov import FunctionProduct, apply_function, function_product
 from pfcore.curvature.products import hvp, linearized_hvp
 from pfcore.curvature.subsets import subset
@@ -22,6 +23,7 @@ __all__ = [
     "function_product",
     "hvp",
     "linearized_hvp",
+    "over_batches",
     "spectral_density",
     "spectrum",
     "subset",
@@ -29,4 +31,5 @@ __all__ = [
     "trace",
     "track",
     "tracker",
+    "watched",
 ]

@@ -13,7 +13,7 @@ several times the products (`benchmarks/curvature.py`).
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -485,7 +485,7 @@ def _challenger(
 
 
 def find_eigenpairs(
-    loss: Loss,
+    loss: Any,
     params: Params,
     start: Float[Array, "s n"] | None,
     *,

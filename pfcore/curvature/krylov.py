@@ -133,7 +133,7 @@ def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array
     return Growing(basis, jnp.zeros((depth, depth), vector.dtype), jnp.zeros_like(size)), size
 
 
-def _step(matvec: MatVec, j: jax.Array, space: Growing) -> Growing:
+def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     """Arnoldi's step: one product, orthogonalised against all vectors before it."""
     basis, hessenberg, unit = space
     eps = float(jnp.finfo(basis.dtype).eps)

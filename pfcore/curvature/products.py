@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from pfcore import _programs
-from pfcore._checks import Loss
+from pfcore._checks import Loss, is_hosted
 from pfcore._trees import Params, in_single, is_complex, ravel
 
 # What JAX leaves in a linearised function where a rule serves reverse mode alone.
@@ -139,16 +139,23 @@ def linearized_hvp(loss: Loss, params: Params) -> tuple[Params, Product]:
     return _linearized(loss, params)
 
 
-def flat_product(
-    loss: Loss, params: Params
-) -> tuple[jax.Array, Product, jax.Array, Callable[[jax.Array], Params]]:
+class Flat(NamedTuple):
+    """A loss at its parameters, in flat coordinates."""
+
+    gradient: jax.Array
+    product: Product
+    params: jax.Array
+    unravel: Callable[[jax.Array], Params]
+
+
+def flat_product(loss: Loss, params: Params) -> Flat:
     """Gradient and Hessian product in flat coordinates, the flat parameters, and the way back.
 
     Parameters of 16 bits are taken as float32, and so is everything that comes of them.
     """
     flat, unravel = ravel(in_single(params))
     g, product = _linearized(lambda x: loss(unravel(x)), flat)
-    return g, product, flat, unravel
+    return Flat(g, product, flat, unravel)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -175,13 +182,11 @@ class Hessian:
         program = _programs.trace(forward, params)
         return cls(program, codes[0])
 
-    def at(
-        self, params: Params
-    ) -> tuple[jax.Array, Product, jax.Array, Callable[[jax.Array], Params]]:
+    def at(self, params: Params) -> Flat:
         """What `flat_product` returns."""
         flat, unravel = ravel(in_single(params))
         g, needed = self.forward(params)
-        return g, lambda vector: self.product(needed, vector), flat, unravel
+        return Flat(g, lambda vector: self.product(needed, vector), flat, unravel)
 
     def differentiable(self, values: jax.Array, vectors: jax.Array, params: Params) -> jax.Array:
         """The values: where they were found without a transformation, there is no derivative."""
@@ -224,9 +229,7 @@ class Traced:
 
         return of(params, values, jax.lax.stop_gradient(vectors))
 
-    def at(
-        self, params: Params
-    ) -> tuple[jax.Array, Product, jax.Array, Callable[[jax.Array], Params]]:
+    def at(self, params: Params) -> Flat:
         """What `flat_product` returns."""
         return flat_product(self._loss, params)
 
@@ -243,7 +246,17 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         jitted = jax.jit(body, static_argnames=static)
 
         @functools.wraps(body)
-        def call(loss: Loss, params: Params, *args: Any, **options: Any) -> Any:
+        def call(loss: Any, params: Params, *args: Any, **options: Any) -> Any:
+            if isinstance(loss, Hessian | Traced):  # within another of these functions
+                return body(loss, params, *args, **options)
+            if is_hosted(loss):
+                if _programs.is_traced(params):
+                    raise TypeError(
+                        f"{type(loss).__name__} goes through its batches in Python, which a "
+                        "compiled function or a transformation cannot; call this outside them"
+                    )
+                with jax.disable_jit():
+                    return body(loss, params, *args, **options)
             if _programs.is_traced(params):
                 return body(Traced(loss), params, *args, **options)
             hessian = _programs.remembered(

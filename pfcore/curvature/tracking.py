@@ -7,9 +7,8 @@ takes half the products that the last eigenvectors themselves would need as a st
 (`benchmarks/curvature.py`).
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from pfcore.curvature.eigenpairs import (
     ravelled_rows,
     unravelled,
 )
+from pfcore.curvature.products import Hessian, Traced, compiled
 
 # Past points that prediction looks at: differences between them are fitted by the ORDER before
 # each, over the last FITS. Measured on the digits network over 200 steps: 9.2 products a step
@@ -166,6 +166,28 @@ def tracker(
       >>> round(float(state.pairs.values[0]), 2)  # 3 (2 + 12 · 0.81)
       35.16
     """
+    return _tracker(
+        loss,
+        k,
+        max_k=max_k,
+        threshold=threshold,
+        tolerance=tolerance,
+        which=which,
+        max_products=max_products,
+    )
+
+
+def _tracker(
+    loss: Any,
+    k: int,
+    *,
+    max_k: int | None,
+    threshold: ScalarLike | None,
+    tolerance: ScalarLike,
+    which: str,
+    max_products: int | None,
+) -> Tracker:
+    """`tracker` of a loss, or of its Hessian within a compiled function."""
     k = check_count("k", k, minimum=1)
     max_k = k if max_k is None else check_count("max_k", max_k, minimum=1)
     check_which(which)
@@ -209,7 +231,8 @@ def tracker(
 
     @_programs.broadcasting()
     def init(params: Params, key: PRNGKeyArray) -> TrackerState:
-        params = check_loss(loss, params)
+        if not isinstance(loss, Hessian | Traced):  # within `track`, which has checked it
+            params = check_loss(loss, params)
         n = num_entries(params)
         check_eigenpair_count("max_k", max_k, n)
         count = jnp.int32(k)
@@ -256,12 +279,24 @@ def tracker(
     return Tracker(init, update)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("loss", "k", "max_k", "has_threshold", "which", "max_products")
-)
-def _track(loss, path, key, threshold, tolerance, *, k, max_k, has_threshold, which, max_products):
-    along = tracker(
-        loss,
+@compiled("k", "max_k", "has_threshold", "which", "max_products")
+def _track(
+    hessian,
+    params,
+    path,
+    key,
+    threshold,
+    tolerance,
+    *,
+    k,
+    max_k,
+    has_threshold,
+    which,
+    max_products,
+):
+    del params  # one point of the path, for its shapes
+    along = _tracker(
+        hessian,
         k,
         max_k=max_k,
         threshold=threshold if has_threshold else None,
@@ -327,10 +362,11 @@ def track(
       >>> bool(jnp.allclose(found.values[:, 0], jnp.cosh(path[:, 0]), rtol=1e-4))
       True
     """
-    check_loss(loss, jax.tree.map(lambda x: jnp.asarray(x)[0], path))
+    path = jax.tree.map(jnp.asarray, path)
     return _track(
         loss,
-        jax.tree.map(jnp.asarray, path),
+        check_loss(loss, jax.tree.map(lambda x: x[0], path)),
+        path,
         key,
         jnp.asarray(0.0 if threshold is None else threshold),
         check_positive("tolerance", tolerance),

@@ -1,0 +1,238 @@
+"""Losses whose products Python drives: over data that do not fit into memory, or to be watched.
+
+Every routine of `pfcore.curvature` takes them in place of a loss. Its own loop then runs in Python
+around compiled products, so that it can be interrupted at every batch.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from pfcore import _programs
+from pfcore._checks import Loss
+from pfcore._trees import Params, in_single, ravel
+from pfcore.curvature.products import Flat, Hessian, flat_product
+
+Batch = Any  # a pytree of arrays with the samples along the leading axis
+BatchLoss = Callable[[Any, Any], jax.Array]  # (params, batch) -> real scalar
+Watch = bool | Callable[[int], None]
+
+
+class _Count:
+    """Products so far: a bar on the terminal, or calls of a function."""
+
+    def __init__(self, progress: Watch, unit: str) -> None:
+        self._call = progress if callable(progress) else None
+        self._bar = tqdm(unit=f" {unit}", disable=progress is not True)
+        self._done = 0
+
+    def one_more(self) -> None:
+        self._done += 1
+        self._bar.update()
+        if self._call is not None:
+            self._call(self._done)
+
+
+class Hosted:
+    """A loss whose `at` gives a product that is a Python function, not to be traced."""
+
+    hosted = True
+
+    def differentiable(self, values: jax.Array, vectors: jax.Array, params: Params) -> jax.Array:
+        """The values: there is no derivative without a transformation; see `Hessian`."""
+        return values
+
+
+class OverBatches(Hosted):
+    """What `over_batches` returns: called on parameters it is the loss."""
+
+    def __init__(
+        self, loss: BatchLoss, batches: Any, *, average: bool = True, progress: Watch = False
+    ) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of (params, batch), got {loss!r}")
+        if not callable(batches) and isinstance(batches, Iterator):
+            raise TypeError(
+                f"batches are gone through for every product, and {type(batches).__name__} can be "
+                "gone through once; pass a list, a data loader, or a function that returns a new "
+                "iterator each time"
+            )
+        if not callable(batches) and not isinstance(batches, Iterable):
+            raise TypeError(f"batches must be an iterable or a function, got {batches!r}")
+        self._loss, self._batches, self._average = loss, batches, average
+        self._progress = progress
+
+    def _each(self) -> Iterator[tuple[Batch, float]]:
+        """Batches with their weights in the sum."""
+        found = 0
+        for batch in self._batches() if callable(self._batches) else self._batches:
+            batch = jax.tree.map(jnp.asarray, batch)
+            leaves = jax.tree.leaves(batch)
+            if not leaves or leaves[0].ndim == 0:
+                raise ValueError(
+                    "a batch must hold arrays with the samples along the leading axis, got shapes "
+                    f"{[leaf.shape for leaf in leaves]}"
+                )
+            found += 1
+            yield batch, float(len(leaves[0])) if self._average else 1.0
+        if not found:
+            raise ValueError("there are no batches: the iterable is empty, or was gone through")
+
+    def _sum(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Σ function(*args, batch), the weighted mean where the batches' losses are means."""
+        total, weights = None, 0.0
+        for batch, weight in self._each():
+            given = (*args, batch)
+            program = _programs.remembered(
+                kind, self._loss, given, functools.partial(_programs.trace, function, *given)
+            )
+            part = _weighted(program, given, jnp.float32(weight))
+            total = part if total is None else _added(total, part)
+            weights += weight
+        factor = 1 / weights if self._average else 1.0
+        return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, total)
+
+    def __call__(self, params: Params) -> jax.Array:
+        """The loss, with one pass over the batches."""
+        return self._sum("batch value", self._loss, params)
+
+    def at(self, params: Params) -> Flat:
+        """Gradient and product in flat coordinates; see `Hessian.at`."""
+        flat, unravel = ravel(in_single(params))
+
+        def gradient(params: Params, batch: Batch) -> jax.Array:
+            return flat_product(lambda p: self._loss(p, batch), params).gradient
+
+        def product(params: Params, vector: jax.Array, batch: Batch) -> jax.Array:
+            return flat_product(lambda p: self._loss(p, batch), params).product(vector)
+
+        count = _Count(self._progress, "products")
+
+        def summed(vector: jax.Array) -> jax.Array:
+            with jax.disable_jit(False):
+                found = self._sum("batch product", product, params, vector)
+            count.one_more()
+            return found
+
+        with jax.disable_jit(False):
+            g = self._sum("batch gradient", gradient, params)
+        return Flat(g, summed, flat, unravel)
+
+
+@jax.jit
+def _weighted(program: _programs.Program, args: Any, weight: jax.Array) -> Any:
+    return jax.tree.map(lambda x: weight.astype(x.dtype) * x, program(*args))
+
+
+@jax.jit
+def _added(total: Any, part: Any) -> Any:
+    return jax.tree.map(jnp.add, total, part)
+
+
+def over_batches(
+    loss: BatchLoss, batches: Any, *, average: bool = True, progress: Watch = False
+) -> OverBatches:
+    r"""The loss of data that do not fit into memory, for every routine of `pfcore.curvature`.
+
+    $$E(\theta) = \frac{\sum_b n_b\,E_b(\theta)}{\sum_b n_b},$$
+
+    or the plain sum without `average`. Batches are read once for the loss, once for the gradient,
+    and once for every product; one is in memory at a time. The numbers are those of all data at
+    once, up to rounding. Batches of one shape share a compiled program.
+
+    Args:
+      loss: $E_b$, `loss(params, batch)`, a real scalar: the mean over the batch's samples (with
+        `average`) or their sum.
+      batches: what can be gone through again and again (a list, a PyTorch `DataLoader` without
+        shuffling, a dataset of Grain), or a function that returns an iterator. Each batch is a
+        pytree of arrays with its $n_b$ samples along the leading axis.
+      average: whether batches count by their number of samples.
+      progress: True for a bar that counts products; or a function, called with their number.
+
+    Returns:
+      A loss to be passed to `top_eigenpairs`, `spectral_density`, `trace`, `diagonal`,
+      `function_product`, `spectrum` or `track`, outside `jax.jit`. Ctrl-C stops between batches.
+
+    Raises:
+      TypeError: `batches` can be gone through only once.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> data = [jnp.array([[1.0], [2.0]]), jnp.array([[3.0]])]
+      >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)  # H = 2/3 (1 + 4 + 9)
+      >>> whole = pfcore.curvature.over_batches(loss, data)
+      >>> pairs = pfcore.curvature.top_eigenpairs(whole, jnp.ones(1), 1, key=jax.random.key(0))
+      >>> round(float(pairs.values[0]), 4)
+      9.3333
+    """
+    return OverBatches(loss, batches, average=average, progress=progress)
+
+
+class Watched(Hosted):
+    """What `watched` returns: called on parameters it is the loss."""
+
+    def __init__(self, loss: Loss, progress: Watch = True) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of params, got {loss!r}")
+        self._loss, self._progress = loss, progress
+
+    def __call__(self, params: Params) -> jax.Array:
+        """The loss."""
+        return _programs.evaluate(self._loss, params)
+
+    def at(self, params: Params) -> Flat:
+        """Gradient and product in flat coordinates; see `Hessian.at`."""
+        flat, unravel = ravel(in_single(params))
+        count = _Count(self._progress, "products")
+        with jax.disable_jit(False):
+            hessian = _programs.remembered(
+                "hessian", self._loss, params, lambda: Hessian.of(self._loss, params)
+            )
+            g, needed = _prepared(hessian, params)
+
+        def product(vector: jax.Array) -> jax.Array:
+            with jax.disable_jit(False):
+                found = jax.block_until_ready(_applied(hessian, needed, vector))
+            count.one_more()
+            return found
+
+        return Flat(g, product, flat, unravel)
+
+
+@jax.jit
+def _prepared(hessian: Hessian, params: Params) -> tuple[jax.Array, Any]:
+    return hessian.forward(params)
+
+
+@jax.jit
+def _applied(hessian: Hessian, needed: Any, vector: jax.Array) -> jax.Array:
+    return hessian.product(needed, vector)
+
+
+def watched(loss: Loss, progress: Watch = True) -> Watched:
+    """A loss whose products are counted as they are taken, and between which Ctrl-C stops.
+
+    A routine of `pfcore.curvature` is one compiled program as a rule, which shows nothing until it
+    is done. Given a watched loss it runs in Python around compiled products: for networks whose
+    products take longer than some milliseconds that costs nothing.
+
+    Args:
+      loss: from `params` to a real scalar.
+      progress: True for a bar that counts products; or a function, called with their number.
+
+    Returns:
+      A loss to be passed to the routines of `pfcore.curvature`, outside `jax.jit`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> seen = []
+      >>> loss = pfcore.curvature.watched(lambda x: jnp.sum(x**2), seen.append)
+      >>> found = pfcore.curvature.trace(loss, jnp.ones(3), key=jax.random.key(0), num_probes=2)
+      >>> float(found.mean), seen  # two products before the probes
+      (6.0, [1, 2, 3, 4])
+    """
+    return Watched(loss, progress)
