@@ -11,7 +11,7 @@ import numpy as np
 
 from pfcore._checks import ArrayLike, check_count
 from pfcore._trees import Params, in_single, real_dtype
-from pfcore.flows.flow import Flow, State
+from pfcore.flows.flow import Flow, State, shared
 
 MAX_STEPS = 4096
 # Errors of single steps add up over a trajectory; holding each to a tenth of the tolerance keeps
@@ -406,10 +406,13 @@ def integrate(
     max_steps = check_count("max_steps", max_steps, minimum=1)
     state = in_single(flow.init(_in_single(params)))
     dtype = real_dtype(state)
+    times = _check_times(times, dtype)
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):  # which differentiates the field
+        flow = shared(flow, state, times[0])
     return _solve(
         flow,
         state,
-        _check_times(times, dtype),
+        times,
         _check_tolerance("rtol", rtol, dtype),
         _check_tolerance("atol", atol, dtype),
         diffrax.Dopri8(scan_kind="lax") if solver is None else solver,

@@ -93,7 +93,9 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
         if eqn.primitive.name in (*_CALLS, *_CUSTOM) and _hides_arrays(inner):
             outputs = _opened(inner.jaxpr, inner.consts, *inputs)
         else:
-            functions, params = eqn.primitive.get_bind_params(eqn.params)
+            bound = eqn.primitive.get_bind_params(eqn.params)
+            # Older JAX returns functions beside the parameters.
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)
             outputs = eqn.primitive.bind(*functions, *inputs, **params)
             outputs = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
@@ -182,7 +184,7 @@ _known: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDic
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
-def remembered(kind: str, function: Any, params: Any, make: Callable[[], Any]) -> Any:
+def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], Any]) -> Any:
     """`make()`, or what it gave for the same function and parameters of the same kind.
 
     `kind` names what is made. Nothing is remembered of functions that close over tracers, or that
@@ -208,7 +210,8 @@ def remembered(kind: str, function: Any, params: Any, make: Callable[[], Any]) -
 
 
 @jax.jit
-def _evaluated(program: Program, args: tuple[Any, ...]) -> Any:
+def run(program: Program, *args: Any) -> Any:
+    """The program compiled, and evaluated."""
     return program(*args)
 
 
@@ -217,4 +220,4 @@ def evaluate(function: Callable[[Any], Any], params: Any) -> Any:
     if is_traced(params):
         return function(params)
     program = remembered("value", function, params, lambda: trace(function, params))
-    return _evaluated(program, (params,))
+    return run(program, params)

@@ -67,8 +67,22 @@ def _first_line(error: Exception) -> str:
 
 
 def gradient_and_hvp(loss: Loss, params: Params, vector: Params) -> tuple[Params, Params]:
-    """Gradient and Hessian product in one pass, of the structure of `params`."""
+    """Gradient and Hessian product in one pass, of the structure of `params`.
 
+    Outside compiled functions it is one program, which losses that compute the same share.
+    """
+    if _programs.is_traced(params, vector):
+        return _both(loss, params, vector)
+    program = _programs.remembered(
+        "hvp",
+        loss,
+        (params, vector),
+        lambda: _programs.trace(functools.partial(_both, loss), params, vector),
+    )
+    return _programs.run(program, params, vector)
+
+
+def _both(loss: Loss, params: Params, vector: Params) -> tuple[Params, Params]:
     def of_loss(p: Params) -> Params:
         return gradient(loss, p)
 

@@ -1,11 +1,13 @@
 """What a flow is: an initial state, a vector field, and where the parameters stand."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
+from pfcore import _programs
 from pfcore._trees import Params
 
 State = Any
@@ -47,6 +49,32 @@ class _Bound:
 def bind(function: Callable, *static: Any, dynamic: tuple = ()) -> jax.tree_util.Partial:
     """`function(*static, *dynamic, ...)`: a pytree whose leaves are the `dynamic` arrays."""
     return jax.tree_util.Partial(_Bound(function, static), *dynamic)
+
+
+def shared(flow: Flow, state: State, time: jax.Array) -> Flow:
+    """The flow with its vector field as a program, apart from the data of its loss.
+
+    So flows whose losses compute the same on other data share what is compiled, and nothing holds
+    the data. A flow that was not made by `bind` is returned as it is. No derivatives can be taken
+    of the program (see `pfcore._programs`).
+    """
+    field: Any = flow.vector_field
+    known = isinstance(field, jax.tree_util.Partial) and isinstance(field.func, _Bound)
+    if not known or _programs.is_traced(state, time, field.args):
+        return flow
+    loss, *options = field.func.arguments
+    given = (*field.args, time, state)
+    program = _programs.remembered(
+        (field.func.function, tuple(options)),
+        loss,
+        given,
+        functools.partial(_programs.trace, field.func, *given),
+    )
+    return Flow(identity, jax.tree_util.Partial(_called, program, *field.args), flow.position)
+
+
+def _called(program: _programs.Program, *args: Any) -> State:
+    return program(*args)
 
 
 def identity(state: State) -> Params:

@@ -32,19 +32,21 @@ def batches(*cuts):
 
 ROUTINES = {
     "eigenpairs": lambda loss: curvature.top_eigenpairs(loss, PARAMS, 2, key=KEY).values,
-    "density": lambda loss: curvature.spectral_density(
-        loss, PARAMS, key=KEY, num_probes=2, depth=6
-    ).nodes,
+    "density": lambda loss: (
+        curvature.spectral_density(loss, PARAMS, key=KEY, num_probes=2, depth=6).nodes
+    ),
     "trace": lambda loss: curvature.trace(loss, PARAMS, key=KEY, num_probes=3).mean,
-    "xtrace": lambda loss: curvature.trace(
-        loss, PARAMS, key=KEY, num_probes=3, method="xtrace"
-    ).mean,
+    "xtrace": lambda loss: (
+        curvature.trace(loss, PARAMS, key=KEY, num_probes=3, method="xtrace").mean
+    ),
     "diagonal": lambda loss: curvature.diagonal(loss, PARAMS, key=KEY, num_probes=3).mean,
     "function": lambda loss: curvature.function_product(jnp.exp, loss, PARAMS, PARAMS).value,
     "spectrum": lambda loss: curvature.spectrum(loss, PARAMS),
-    "track": lambda loss: curvature.track(
-        loss, jax.tree.map(lambda x: jnp.stack([x, 1.01 * x]), PARAMS), 2, key=KEY
-    ).values,
+    "track": lambda loss: (
+        curvature.track(
+            loss, jax.tree.map(lambda x: jnp.stack([x, 1.01 * x]), PARAMS), 2, key=KEY
+        ).values
+    ),
 }
 
 

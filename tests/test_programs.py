@@ -1,0 +1,138 @@
+"""Closures that compute the same share what is compiled, and nothing holds their data."""
+
+import gc
+import logging
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pfcore
+from pfcore import _programs, curvature, learning_rates
+
+KEY = jax.random.key(0)
+X = jnp.linspace(-1.0, 1.0, 5)
+
+
+def rate(make):
+    def call(loss):
+        tx = make()  # the gradient would be the user's to compile
+        return tx.update(X, tx.init(X), X, loss_fn=loss)[1].learning_rate
+
+    return call
+
+
+CALLS = {
+    "gradient_descent": lambda loss: pfcore.gradient_descent(loss, X, 0.01, 2),
+    "ngf": lambda loss: (
+        pfcore.integrate(pfcore.flows.negative_gradient_flow(loss), X, [0.0, 0.1]).params
+    ),
+    "principal": lambda loss: (
+        pfcore.integrate(pfcore.flows.principal_flow(loss, 0.1, state="real"), X, [0.0, 0.1]).params
+    ),
+    "spectrum": lambda loss: curvature.spectrum(loss, X),
+    "top_eigenpairs": lambda loss: curvature.top_eigenpairs(loss, X, 1, key=KEY).values,
+    "spectral_density": lambda loss: curvature.spectral_density(loss, X, key=KEY, depth=3).nodes,
+    "function_product": lambda loss: curvature.function_product(jnp.exp, loss, X, X).value,
+    "trace": lambda loss: curvature.trace(loss, X, key=KEY, num_probes=2).mean,
+    "diagonal": lambda loss: curvature.diagonal(loss, X, key=KEY, num_probes=2).mean,
+    "track": lambda loss: curvature.track(loss, jnp.stack([X, X]), 1, key=KEY).values,
+    "subset": lambda loss: curvature.spectrum(*curvature.subset(loss, X, X > 0)),
+    "dal": rate(learning_rates.dal),
+    "cdat": rate(learning_rates.cdat),
+    "sharpness_rate": rate(learning_rates.sharpness_rate),
+}
+
+
+def relu_network(data):
+    """With custom rules, a compiled part that closes over data, and a scan."""
+    part = jax.jit(lambda p: jax.nn.relu(data @ p))
+
+    def loss(p):
+        scanned = jax.lax.scan(lambda c, row: (c + jnp.tanh(row @ p), None), p[0], data)[0]
+        return jnp.mean(part(p) ** 2) + optax.safe_norm(p, 1e-3) + 0.01 * scanned
+
+    return loss
+
+
+@pytest.fixture
+def compilations(caplog):
+    """How many programs XLA was given."""
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        yield lambda: sum("Finished XLA compilation" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_closures_over_new_data_neither_compile_nor_hold_it(name, compilations):
+    rng, alive, counts = np.random.default_rng(0), [], []
+    for _ in range(3):
+        data = jnp.asarray(rng.normal(size=(30, 5)), jnp.float32)
+        alive.append(weakref.ref(data))
+        loss = relu_network(data)
+        jax.block_until_ready(CALLS[name](loss))
+        counts.append(compilations())
+        del data, loss
+    gc.collect()
+    assert counts[2] == counts[1]
+    assert sum(ref() is not None for ref in alive) <= 1
+
+
+def test_memory_over_fifty_batches():
+    alive = []
+    for seed in range(50):
+        data = jnp.asarray(np.random.default_rng(seed).normal(size=(30, 5)), jnp.float32)
+        alive.append(weakref.ref(data))
+        curvature.trace(lambda p, d=data: jnp.mean((d @ p) ** 2), X, key=KEY, num_probes=2)
+        del data
+    gc.collect()
+    assert sum(ref() is not None for ref in alive) <= 1
+
+
+def test_what_differs_is_told_apart():
+    """Other constants, operations, shapes and custom rules are other programs."""
+
+    def code(function, x=X):
+        return _programs.trace(function, x).code
+
+    data = np.arange(5.0, dtype=np.float32)
+    assert code(lambda x: x * jnp.asarray(data)) == code(lambda x: x * jnp.asarray(data + 1))
+    base = code(lambda x: jnp.sum(2.0 * x))
+    assert base == code(lambda x: jnp.sum(2.0 * x)) and hash(base) == hash(
+        code(lambda x: jnp.sum(2.0 * x))
+    )
+    for other in (lambda x: jnp.sum(3.0 * x), lambda x: jnp.prod(2.0 * x), lambda x: jnp.sum(x)):
+        assert base != code(other)
+    assert base != code(lambda x: jnp.sum(2.0 * x), jnp.ones(6))
+    assert code(lambda x: x[1:3]) != code(lambda x: x[2:4])
+
+
+def test_custom_rules_that_differ_give_their_own_hessians():
+    """Two functions with equal values and other derivatives share nothing."""
+
+    def squared(slope):
+        @jax.custom_jvp
+        def f(x):
+            return jnp.sum(x**2)
+
+        f.defjvp(lambda primals, tangents: (f(primals[0]), slope * primals[0] @ tangents[0]))
+        return f
+
+    for slope in (2.0, 6.0):
+        np.testing.assert_allclose(curvature.spectrum(squared(slope), X), slope, rtol=1e-6)
+
+
+def test_program_is_remembered_as_long_as_its_function():
+    made = []
+
+    def loss(x):
+        made.append(1)
+        return jnp.sum(jnp.cosh(x))
+
+    curvature.spectrum(loss, X)
+    traced = len(made)
+    curvature.spectrum(loss, 2 * X)
+    curvature.spectrum(loss, 3 * X)
+    assert len(made) <= traced + 4  # its shape is asked at each call, its program is not made anew
