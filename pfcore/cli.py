@@ -1,12 +1,14 @@
 """The command line: list the experiments, run one, take up a stopped one, draw a figure again."""
 
+import dataclasses
 import signal
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import pfcore
 from pfcore import experiments, figures
 
 app = typer.Typer(
@@ -19,15 +21,51 @@ STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 WIDTH = 72  # columns of what is listed, which the book shows without scrolling
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pfcore {pfcore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version  # its callback has shown it
+
+
 @app.command("list")
 def list_experiments() -> None:
-    """List the experiments and their problems."""
+    """List the experiments, their settings and their problems."""
     width = max(map(len, experiments.EXPERIMENTS))
     for name in experiments.EXPERIMENTS:
         typer.echo(f"{name:{width}}  {experiments.summary(name)}")
+    typer.echo("\nSettings (--set KEY=VALUE), as the quick profile has them:")
+    for name in experiments.EXPERIMENTS:
+        config = experiments.configure(name, profile="quick")
+        fields = [f for f in dataclasses.fields(config) if f.name != "problem"]
+        shown = ", ".join(f"{f.name}={_as_text(getattr(config, f.name))}" for f in fields)
+        typer.echo(f"\n{name}")
+        typer.echo(_wrapped("  " + shown))
     typer.echo(f"\nProfiles: {', '.join(experiments.PROBLEMS)}")
     problems = f"Problems (--set problem=NAME): {', '.join(experiments.PROBLEMS['quick'])}"
-    typer.echo(textwrap.fill(problems, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    typer.echo(_wrapped(problems))
+
+
+def _as_text(value: Any) -> str:
+    """A setting as `--set` takes it."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_as_text, value)) + ")"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 @app.command()

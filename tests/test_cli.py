@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import pfcore
 from pfcore import cli, experiments, records
 from pfcore.cli import app
 from pfcore.experiments import edge_of_stability, running
@@ -66,7 +67,26 @@ def test_list_shows_every_experiment():
     assert "Profiles: quick, full" in found.stdout
     for problem in experiments.PROBLEMS["quick"]:
         assert problem in found.stdout
+    for setting in ("num_eigenpairs=2", "seed=0", "batch_size=none", "factors=(1.0, 0.5, 1.5)"):
+        assert setting in found.stdout
     assert max(map(len, found.stdout.splitlines())) <= cli.WIDTH
+
+
+def test_settings_that_are_listed_are_taken():
+    """Each as it is printed, given back to `--set`."""
+    name = "adaptive-rates"
+    listed = invoke("list").stdout.split(f"\n{name}\n")[1].split("\n\n")[0]
+    listed = " ".join(listed.split())
+    settings = re.findall(r"(\w+=(?:\([^()]*\)|[^ ,]+))(?:, |$)", listed)
+    assert len(settings) >= 7
+    assert experiments.configure(name, *settings, profile="quick") == experiments.configure(
+        name, profile="quick"
+    )
+
+
+def test_version():
+    found = invoke("--version")
+    assert found.exit_code == 0 and found.stdout.strip() == f"pfcore {pfcore.__version__}"
 
 
 def test_help_says_what_each_command_does_to_the_end():

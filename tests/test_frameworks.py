@@ -19,6 +19,22 @@ BLOCKS = {
 SHARED, USE = BLOCKS["Your framework"]
 RECIPES = ["Flax NNX", "Flax Linen", "Haiku", "Equinox"]
 PACKAGES = {"Haiku": "haiku"}
+# What each recipe on batches ends with, against NumPy.
+BATCHES = {
+    "A new batch at each step": """
+import numpy as np
+
+x = np.asarray(batch, float)
+np.testing.assert_allclose(sharpness, np.linalg.eigvalsh(x.T @ x / len(x))[-1], rtol=1e-4)
+""",
+    "Data that do not fit into memory": """
+import numpy as np
+
+x = np.asarray(inputs, float)
+found = np.linalg.eigvalsh(x.T @ x / len(x))[-1]
+np.testing.assert_allclose(pairs.values, [found, found], rtol=1e-3)
+""",
+}
 # Kernels [in, out] and biases of the two linear layers, scale and shift between them.
 WEIGHTS = {
     "Flax NNX": """
@@ -86,7 +102,8 @@ def run(tmp_path, script):
 
 def test_every_block_is_run():
     assert TEXT.count("```python") >= 7
-    assert [len(BLOCKS[name]) for name in [*RECIPES, "Training with new state"]] == [1] * 5
+    names = [*RECIPES, "Training with new state", *BATCHES]
+    assert [len(BLOCKS[name]) for name in names] == [1] * len(names)
 
 
 @pytest.mark.slow
@@ -102,6 +119,14 @@ def test_a_recipe_gives_the_loss_of_its_formula(name, tmp_path):
     without += "assert abs(float(loss(params)) / by_hand(weights, 1.0) - 1) < 1e-5\n"
     dropping = recipe + USE + WEIGHTS[name] + flat + SAME + MEANWHILE.get(name, "")
     run(tmp_path, SHARED + FORMULA + without + dropping)
+
+
+@pytest.mark.slow
+def test_recipes_on_batches(tmp_path):
+    script = SHARED + "from pfcore import curvature\n"
+    for name, check in BATCHES.items():
+        script += BLOCKS[name][0] + check
+    run(tmp_path, script)
 
 
 @pytest.mark.slow

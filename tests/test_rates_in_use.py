@@ -757,3 +757,38 @@ def test_strict_settings(name, strictly, flat):
     with strictly():
         updates, state = tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)
     assert np.isfinite(state.learning_rate) and np.all(np.isfinite(flatten(updates)))
+
+
+# ---- a direction that becomes sharper
+
+
+@pytest.mark.parametrize(
+    "rising, delay",
+    [
+        (lambda t: 0.5 + 2.5 * t, 0),  # gradually, seen as it overtakes
+        (lambda t: jnp.where(t > 0.5, 3.0, -0.3), 12),  # from the other end, at one step
+    ],
+    ids=["gradually", "at once"],
+)
+def test_sharpness_sees_what_overtakes(rising, delay):
+    """100 steps, in which one eigenvalue rises past the one that is followed."""
+    n, rng = 60, np.random.default_rng(0)
+    turn = jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32)
+    bulk = jnp.asarray(rng.uniform(-0.3, 0.5, n), jnp.float32)
+    tx, params = learning_rates.sharpness_rate(), jnp.zeros(n)
+
+    def eigenvalues(t):
+        return bulk.at[0].set(2.0).at[1].set(rising(t))
+
+    def step(state, t):
+        def loss(p):
+            return jnp.sum(eigenvalues(t) * (turn.T @ p) ** 2) / 2
+
+        _, state = tx.update(jnp.ones(n), state, params, loss_fn=loss)
+        return state, (state.curvature, state.num_products)
+
+    times = jnp.linspace(0.0, 1.0, 100)
+    _, (found, products) = jax.jit(lambda s: jax.lax.scan(step, s, times))(tx.init(params))
+    true = np.array([float(jnp.max(eigenvalues(t))) for t in times])
+    assert np.sum(np.abs(np.asarray(found) / true - 1) > 0.011) <= delay
+    assert np.mean(products) < 3

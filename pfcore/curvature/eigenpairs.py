@@ -48,6 +48,8 @@ WHICH = ("largest", "smallest", "magnitude")
 SMALL = 1e-3
 # Probability, over the random start, that a check for missed eigenvalues ends too early.
 MISS = 0.05
+# Columns of the basis that a restart transforms at a time.
+COLUMNS = 2**16
 # Share of noise in a challenger, so that it is never blind to a direction.
 NOISE = 0.05
 
@@ -158,10 +160,11 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
     )
 
 
-def _expanded(space: Subspace, slot: jax.Array, product: MatVec) -> Subspace:
-    """One row of `outside` moved into the basis, at the price of one product."""
+def _expanded(
+    space: Subspace, slot: jax.Array, vector: Float[Array, " n"], product: MatVec
+) -> Subspace:
+    """One row of `outside`, which is `vector`, moved into the basis for the price of a product."""
     slots = len(space.coupling)
-    vector = space.vectors[slot]
     image = product(vector)
     unit = unit_of(image, space.unit)
     image = over(image, unit)
@@ -174,7 +177,9 @@ def _expanded(space: Subspace, slot: jax.Array, product: MatVec) -> Subspace:
     defect = jnp.linalg.norm(inside - space.coupling[slot])
     row = inside.at[space.size].set(out[slot])
     column = out.at[slot].set(jnp.where(alive, norm, 0.0))
-    vectors = space.vectors.at[slots + space.size].set(vector)
+    # A row that is known only when all have been read: or XLA would copy them to write it before.
+    place = jnp.where(norm < -1, slot, slots + space.size)
+    vectors = space.vectors.at[place].set(vector)
     return space._replace(
         vectors=vectors.at[slot].set(normalised(left, norm, alive)),
         projected=space.projected.at[space.size].set(row).at[:, space.size].set(row),
@@ -192,27 +197,36 @@ def _index(row: jax.Array) -> jax.Array:
     return jnp.argmax(row).astype(jnp.int32)
 
 
-def _turned(space: Subspace, residual: Float[Array, " b"]) -> tuple[jax.Array, ...]:
-    """`outside` and `coupling` turned so that the row returned last lies along a residual."""
+def _aimed(space: Subspace, residual: Float[Array, " b"], turn: jax.Array) -> Subspace:
+    """The space with `outside` turned so that its first-choice row lies along a residual.
+
+    By Householder's reflection that maps the residual to a multiple of e_slot, row by row: a second
+    copy of the rows would take as much memory as they do.
+    """
     slot = _index(jnp.abs(residual))
-    unit = residual / jnp.linalg.norm(residual)
-    # Householder's reflection that maps unit to a multiple of e_slot; the sign avoids cancellation.
+    length = jnp.linalg.norm(residual)
+    unit = normalised(residual, length, length > 0)
+    # The sign avoids cancellation.
     mirror = unit.at[slot].add(jnp.where(unit[slot] < 0, -1.0, 1.0).astype(unit.dtype))
-    factor = 2 / jnp.sum(mirror**2)
+    mirror = jnp.where(turn, mirror, 0.0)
+    scaled = 2 / jnp.maximum(jnp.sum(mirror**2), 1) * mirror
+    along = mirror @ space.outside
 
-    def reflected(rows: jax.Array) -> jax.Array:
-        return rows - (factor * mirror)[:, None] * (mirror @ rows)
+    def reflected(row: jax.Array, vectors: jax.Array) -> jax.Array:
+        return vectors.at[row].add(-scaled[row] * along)
 
-    return reflected(space.outside), reflected(space.coupling), slot
+    rows = jnp.where(turn, len(mirror), 0).astype(jnp.int32)
+    return space._replace(
+        vectors=jax.lax.fori_loop(jnp.int32(0), rows, reflected, space.vectors),
+        coupling=space.coupling - scaled[:, None] * (mirror @ space.coupling),
+    )
 
 
-def _injected(space: Subspace, key: PRNGKeyArray) -> tuple[jax.Array, ...]:
-    """The same with a random direction, orthogonal to all that is known, in a free row."""
-    slot = _index(~space.occupied)
+def _injected(space: Subspace, key: PRNGKeyArray) -> Float[Array, " n"]:
+    """A random direction, orthogonal to all that is known."""
     vector = jax.random.normal(key, space.vectors.shape[1:], space.vectors.dtype)
     left, _ = orthogonalise(vector, space.vectors)
-    outside = space.outside.at[slot].set(left / jnp.linalg.norm(left))
-    return outside, space.coupling, slot
+    return left / jnp.linalg.norm(left)
 
 
 def _eigh(matrix: jax.Array, filled: jax.Array, which: str) -> tuple[jax.Array, jax.Array]:
@@ -243,16 +257,37 @@ def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.A
     return jnp.where(jnp.isfinite(values), allowed, 0.0)
 
 
+def _mixed(
+    vectors: Float[Array, "b+m n"], mixing: Float[Array, "m m"], first: int
+) -> Float[Array, "b+m n"]:
+    """`vectors` with the rows from `first` on multiplied by a matrix, some columns at a time.
+
+    In place, whatever their length: the product of all columns would be a second basis.
+    """
+    n = vectors.shape[1]
+    whole = n // COLUMNS * COLUMNS
+
+    def block(vectors: jax.Array, start: int | jax.Array, width: int) -> jax.Array:
+        old = jax.lax.dynamic_slice(vectors, (first, start), (len(mixing), width))
+        return jax.lax.dynamic_update_slice(vectors, mixing @ old, (first, start))
+
+    if whole:
+        vectors = jax.lax.fori_loop(
+            0, n // COLUMNS, lambda i, v: block(v, i * COLUMNS, COLUMNS), vectors
+        )
+    return block(vectors, whole, n - whole) if whole < n else vectors
+
+
 def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
     """The best Ritz vectors as the basis, in their order, the rest forgotten: a thick restart."""
     space, ritz = search.space, search.ritz
     rows = len(space.projected)
     size = jnp.minimum(space.size, keep)
     kept = jnp.arange(rows, dtype=jnp.int32) < size
-    chosen = ritz.coordinates[:, :keep]
-    first, last = len(space.coupling), len(space.coupling) + keep
+    # Coordinates past `keep` are dropped, so that the other rows become zero.
+    mixing = jnp.where(jnp.arange(rows, dtype=jnp.int32) < keep, ritz.coordinates, 0.0).T
     space = space._replace(
-        vectors=space.vectors.at[first:last].set(chosen.T @ space.basis).at[last:].set(0.0),
+        vectors=_mixed(space.vectors, mixing, len(space.coupling)),
         projected=jnp.diag(jnp.where(kept, ritz.values, 0.0)),
         coupling=jnp.where(kept, space.coupling @ ritz.coordinates, 0.0),
         size=size,
@@ -389,20 +424,13 @@ def search_eigenpairs(
     def grow(search: Search) -> Search:
         key, subkey = jax.random.split(search.key)
 
-        # The basis stays out of the condition, which would copy it.
-        residual = search.next.residual
-        outside, coupling, slot = jax.lax.switch(
-            jnp.where(search.next.fresh, 0, jnp.where(jnp.sum(residual != 0) > 1, 1, 2)),
-            (
-                lambda: _injected(search.space, subkey),
-                lambda: _turned(search.space, residual),
-                lambda: (search.space.outside, search.space.coupling, _index(residual != 0)),
-            ),
-        )
-        space = search.space._replace(
-            vectors=search.space.vectors.at[:slots].set(outside), coupling=coupling
-        )
-        space = _expanded(space, slot, product)
+        residual, fresh = search.next.residual, search.next.fresh
+        slot = jnp.where(fresh, _index(~search.space.occupied), _index(jnp.abs(residual)))
+        space = _aimed(search.space, residual, ~fresh & (jnp.sum(residual != 0) > 1))
+        # The basis stays out of what the condition returns, which would copy it.
+        vector = jax.lax.cond(fresh, lambda: _injected(space, subkey), lambda: space.vectors[slot])
+        space = space._replace(vectors=space.vectors.at[slot].set(vector))
+        space = _expanded(space, slot, vector, product)
         space = space._replace(starts=jnp.maximum(space.starts - 1, 0))
         ritz = _ritz(space, which)
         num_products = search.num_products + 1

@@ -288,3 +288,80 @@ def test_sharpness_can_be_differentiated():
     np.testing.assert_allclose(jax.grad(low)(x), jax.grad(dense)(x, 0), atol=1e-3)
     moved = jax.jit(lambda x: jax.jvp(top, (x,), (x,)))(x)
     np.testing.assert_allclose(moved[1], jax.grad(dense)(x) @ x, rtol=1e-3)
+
+
+# ---- every result says how far it can be trusted
+
+# Where all samples agree, and no space is left to search, rounding alone is left.
+EXACT = jnp.asarray([4.0, 2.0, 1.0, 0.1])
+AT = jnp.full(4, 0.3)
+
+
+def diagonal_loss(x):
+    return jnp.sum(EXACT * x**2) / 2
+
+
+def tracked():
+    along = curvature.tracker(diagonal_loss, 2)
+    return along.update(AT, along.init(AT, KEY)).pairs
+
+
+# For each routine its numbers, what they should be, and what it says that they are off by.
+SAYS = {
+    "top_eigenpairs": lambda: (
+        (pairs := curvature.top_eigenpairs(diagonal_loss, AT, 2, key=KEY)).values,
+        [4, 2],
+        pairs.residuals,
+    ),
+    "track": lambda: (
+        (track := curvature.track(diagonal_loss, jnp.stack([AT, AT]), 2, key=KEY)).values,
+        [[4, 2], [4, 2]],
+        track.residuals,
+    ),
+    "tracker": lambda: ((pairs := tracked()).values, [4, 2], pairs.residuals),
+    "spectral_density": lambda: (
+        (density := curvature.spectral_density(diagonal_loss, AT, key=KEY)).nodes,
+        np.tile(np.float32([0.1, 1, 2, 4]), (10, 1)),
+        density.rounding[:, None],
+    ),
+    "trace": lambda: (
+        (trace := curvature.trace(diagonal_loss, AT, key=KEY, num_probes=3)).mean,
+        7.1,
+        trace.standard_error,
+    ),
+    "diagonal": lambda: (
+        (entries := curvature.diagonal(diagonal_loss, AT, key=KEY, num_probes=3)).mean,
+        EXACT,
+        entries.standard_error,
+    ),
+    "function_product": lambda: (
+        (root := curvature.function_product(jnp.sqrt, diagonal_loss, AT, AT)).value,
+        0.3 * np.sqrt(EXACT),
+        root.error,
+    ),
+}
+# Routines that return arrays alone: their docstrings say what the numbers may be off by, or that
+# they are the user's own function's.
+ARRAYS = {
+    "apply_function": "NaN where",
+    "spectrum": "roundings",
+    "hvp": "two gradients",
+    "linearized_hvp": "linearised once",
+    "subset": "the block of the full Hessian",
+    "over_batches": "up to rounding",
+    "watched": "loss",
+}
+
+
+def test_every_routine_is_asked():
+    routines = {name for name in curvature.__all__ if name[0].islower()}
+    assert routines == {*SAYS, *ARRAYS}
+    for name, words in ARRAYS.items():
+        assert words in getattr(curvature, name).__doc__
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_no_number_without_its_error(name):
+    found, true, error = (np.asarray(x, float) for x in SAYS[name]())
+    assert np.all(error > 0) and np.all(np.abs(found - true) <= error)
+    assert np.all(error < 1e-4)
