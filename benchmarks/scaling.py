@@ -1,11 +1,13 @@
 """What a step costs, against parameters and samples, and the memory it takes.
 
     python benchmarks/scaling.py               # everything, some minutes on two cores
-    python benchmarks/scaling.py training      # or samples, parameters, microbatch
+    python benchmarks/scaling.py training      # or size, samples, parameters, microbatch
     JAX_PLATFORMS=cuda python benchmarks/scaling.py
 
 * training: the digits run of the book, 1,000 steps with the top two eigenpairs certified to 1e-3 at
   every step, and at every tenth; compiled first, then timed from the initial parameters.
+* size: the top three eigenpairs of networks of 1, 10 and 20 million parameters, and following them,
+  beside ARPACK (SciPy) over the same compiled product with the same tolerance.
 * samples, parameters: one step of gradient descent, one Hessian product, and one step with the top
   two eigenvalues tracked, on images of CIFAR-10's shape or the digits; medians over interleaved
   rounds. The images are random numbers where no data is needed to know the cost.
@@ -16,6 +18,7 @@ and results. In single precision, on the processor unless JAX_PLATFORMS says oth
 """
 
 import argparse
+import functools
 import os
 import platform
 from collections.abc import Callable
@@ -29,16 +32,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.sparse.linalg import LinearOperator, eigsh
 from tables import table
 from timing import timed
 
 from pfcore import curvature, datasets, experiments, losses, networks
 from pfcore._trees import add_scaled
+from pfcore.curvature.products import Hessian
 from pfcore.experiments import training
 from pfcore.experiments.problems import build
 
 RATE = np.float32(0.01)
-ROUNDS = 5
+ROUNDS, SLOW_ROUNDS = 5, 3
 
 
 def memory(function: Callable[..., Any], *arguments: Any) -> str:
@@ -166,8 +171,75 @@ def by_training(rounds: int) -> None:
     table("digits, MLP with 27,710 parameters, h = 0.2, top two eigenpairs", head, rows)
 
 
+def arpack(product: Callable[[Any], Any], n: int, k: int, tolerance: float) -> tuple[Any, Any, int]:
+    """Eigenvalues and vectors by SciPy's eigsh, largest first, and the products that it took."""
+    count = 0
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return np.asarray(product(jnp.asarray(v.ravel())))
+
+    operator = LinearOperator((n, n), matvec=matvec, dtype=np.float32)
+    start = np.random.default_rng(0).normal(size=n).astype(np.float32)
+    values, vectors = eigsh(operator, k, which="LA", tol=tolerance, v0=start)
+    return values[::-1], vectors[:, ::-1], count
+
+
+def by_size(rounds: int) -> None:
+    """Three eigenpairs of large networks, cold and followed, beside SciPy's ARPACK."""
+    digits, k, tolerance, key = datasets.load("digits"), 3, 1e-3, jax.random.key(0)
+    data = (digits.train_inputs[:32], digits.train_targets[:32])
+    rows = []
+    for width in (650, 2200, 3150):
+        model = networks.MLP((64, width, width, width, 10), rngs=nnx.Rngs(0))
+        loss, params = losses.full_batch(model, *data, kind="mse")
+        hessian = Hessian.of(loss, params)
+        n = networks.num_params(model)
+        needed = jax.jit(lambda h, p: h.forward(p))(hessian, params)[1]
+        applied = jax.jit(lambda h, needed, v: h.product(needed, v))
+        product = functools.partial(applied, hessian, needed)
+        tracker = curvature.tracker(loss, k)
+        state = jax.block_until_ready(jax.jit(tracker.init)(params, key))
+        near = add_scaled(params, -RATE, state.gradient)
+        update = jax.jit(tracker.update)
+        seconds = timed(
+            {
+                "pairs": lambda p=params, f=loss: curvature.top_eigenpairs(f, p, k, key=key),
+                "unchecked": lambda p=params, f=loss: curvature.top_eigenpairs(
+                    f, p, k, key=key, check=False
+                ),
+                "arpack": lambda f=product, n=n: arpack(f, n, k, tolerance)[0],
+                "update": lambda u=update, p=near, s=state: u(p, s),
+                "product": lambda f=product, n=n: f(jnp.ones(n)),
+            },
+            rounds,
+        )
+        pairs = curvature.top_eigenpairs(loss, params, k, key=key)
+        values, vectors, count = arpack(product, n, k, tolerance)
+        worst = max(
+            np.linalg.norm(np.asarray(product(jnp.asarray(u))) - value * u) / value
+            for value, u in zip(values, vectors.T, strict=True)
+        )
+        rows.append(
+            (
+                f"{n / 1e6:.1f} million",
+                f"{1e3 * seconds['product']:.0f}",
+                f"{seconds['pairs']:.1f} ({int(pairs.num_products)})",
+                f"{seconds['unchecked']:.1f}",
+                f"{seconds['arpack']:.1f} ({count})",
+                f"{seconds['update']:.1f}",
+                f"{float(np.max(pairs.residuals / pairs.values)):.0e}, {worst:.0e}",
+            )
+        )
+    head = ("parameters", "product, ms", "top three, s (products)", "unchecked, s")
+    head += ("ARPACK, s (products)", "tracked point, s", "residuals, ours and ARPACK's")
+    table("MLP on 32 digits, k = 3, tolerance 1e-3", head, rows)
+
+
 PARTS = {
     "training": by_training,
+    "size": by_size,
     "samples": by_samples,
     "parameters": by_parameters,
     "microbatch": by_microbatch,
@@ -186,7 +258,7 @@ def main() -> None:
         f"JAX {version('jax')}, {device.device_kind}, {os.cpu_count()} cores, {platform.system()}"
     )
     for part in arguments.parts or PARTS:
-        PARTS[part](3 if part == "training" else arguments.rounds)
+        PARTS[part](SLOW_ROUNDS if part in ("training", "size") else arguments.rounds)
 
 
 if __name__ == "__main__":

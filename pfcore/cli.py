@@ -21,7 +21,7 @@ STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 WIDTH = 72  # columns of what is listed, which the book shows without scrolling
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"pfcore {pfcore.__version__}")
         raise typer.Exit
@@ -30,9 +30,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
+    ] = None,
 ) -> None:
     del version  # its callback has shown it
 

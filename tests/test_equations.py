@@ -183,7 +183,7 @@ def test_source_of_an_entry_is_its_lines_at_the_tag():
     assert match[2] == pfcore.__version__
     lines = (ROOT / match[3]).read_text(encoding="utf-8").splitlines()
     assert lines[int(match[4]) - 1].startswith("def gradient_descent(")
-    assert "_descend(" in lines[int(match[5]) - 1]
+    assert "_compiled(" in lines[int(match[5]) - 1]
     assert api_docstrings.source_of("py", {"module": "pfcore", "fullname": "nothing"}) is None
 
 

@@ -258,8 +258,8 @@ def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.A
 
 
 def _mixed(
-    vectors: Float[Array, "b+m n"], mixing: Float[Array, "m m"], first: int
-) -> Float[Array, "b+m n"]:
+    vectors: Float[Array, "rows n"], mixing: Float[Array, "m m"], first: int
+) -> Float[Array, "rows n"]:
     """`vectors` with the rows from `first` on multiplied by a matrix, some columns at a time.
 
     In place, whatever their length: the product of all columns would be a second basis.

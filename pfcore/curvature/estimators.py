@@ -51,14 +51,30 @@ def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
 
     $u^\top H w - w^\top H u$ of random signs has the size $\|H - H^\top\|_F$.
     """
-    u, w = jax.random.rademacher(key, (2, flat.size), flat.dtype)
-    images = jax.lax.map(product, jnp.stack([u, w]))
-    unit = unit_of(images, jnp.zeros((), flat.dtype))
-    of_u, of_w = over(images, unit)
-    length = jnp.linalg.norm(of_u)
-    symmetric = is_symmetric(jnp.abs(u @ of_w - w @ of_u), length) & jnp.all(jnp.isfinite(images))
+    first, second = jax.random.split(key)
+
+    def half(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        """One of the two products: its unit, and its length and its share along the other sign."""
+        u, w = (jax.random.rademacher(k, flat.shape, flat.dtype) for k in keys)
+        image = product(u)
+        unit = unit_of(image, jnp.zeros((), flat.dtype))
+        image = over(image, unit)
+        return unit, jnp.linalg.norm(image), jnp.sum(w * image)
+
+    # One after the other, so that no more than one image is in memory.
+    keys = jnp.stack([first, second]), jnp.stack([second, first])
+    units, lengths, along = jax.lax.map(half, keys)
+    unit = jnp.max(units)
+    shares = units / jnp.where(unit > 0, unit, 1)
+    length = shares[0] * lengths[0]
+    defect = jnp.abs(shares[0] * along[0] - shares[1] * along[1])
     unit = jnp.where(unit > 0, unit, 1)
-    return Scaled(lambda v: over(product(v), unit), unit, length / flat.size**0.5, symmetric)
+    return Scaled(
+        lambda v: over(product(v), unit),
+        unit,
+        length / flat.size**0.5,
+        is_symmetric(defect, length),
+    )
 
 
 @compiled("num_probes", "method", "batch_size")
@@ -192,7 +208,7 @@ def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) 
     r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
 
     The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
-    for each probe. Memory for three vectors, whatever the number of probes. Two more products check
+    for each probe. Memory for a few vectors, whatever the number of probes. Two more products check
     that $H$ is symmetric, as for `trace`.
 
     Args:

@@ -32,7 +32,7 @@ STRIDE = 2
 # Roundings of ‖H‖ that a product may be off.
 ROUNDINGS = 4
 # Roundings of a product that may be left of it where nothing is.
-EXHAUSTED = 4
+EXHAUSTED = 10
 
 
 def lag(size: int | jax.Array) -> jax.Array:

@@ -71,7 +71,7 @@ def test_diagonal_hessians_are_exact():
     assert float(found.mean) == entries.sum() and 0 < float(found.standard_error) < 1e-13
     found = estimator(diagonal, N, 20)(jnp.diag(entries), jax.random.key(0))
     np.testing.assert_array_equal(found.mean, entries)
-    np.testing.assert_array_equal(found.standard_error, 0)
+    assert np.all((found.standard_error > 0) & (found.standard_error < 1e-14))
 
 
 def test_error_of_a_diagonal_beside_large_entries():
