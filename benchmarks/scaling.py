@@ -44,6 +44,8 @@ from pfcore.experiments.problems import build
 
 RATE = np.float32(0.01)
 ROUNDS, SLOW_ROUNDS = 5, 3
+# Of three hidden layers: 0.9, 9.8 and 20.1 million parameters.
+WIDTHS = (650, 2200, 3150)
 
 
 def memory(function: Callable[..., Any], *arguments: Any) -> str:
@@ -191,7 +193,7 @@ def by_size(rounds: int) -> None:
     digits, k, tolerance, key = datasets.load("digits"), 3, 1e-3, jax.random.key(0)
     data = (digits.train_inputs[:32], digits.train_targets[:32])
     rows = []
-    for width in (650, 2200, 3150):
+    for width in WIDTHS:
         model = networks.MLP((64, width, width, width, 10), rngs=nnx.Rngs(0))
         loss, params = losses.full_batch(model, *data, kind="mse")
         hessian = Hessian.of(loss, params)

@@ -45,7 +45,7 @@ COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
 # XLA's newer way to compile loops for CPUs takes longer than the small programs here run. Without
 # it numbers differ by rounding, the same where they are stored and where they are compared.
-COMPILE_FASTER = "--xla_cpu_use_fusion_emitters=false"
+COMPILE_FASTER = "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
 TIMES = "times.json"  # beside the notebooks
 STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
 # What is kept of an earlier measurement that came out as long, or as large, up to this share.
