@@ -135,7 +135,8 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
             f"loss must return one number, got {getattr(shape, 'shape', shape)!r}; "
-            "reduce it, for instance with jnp.mean"
+            "reduce it, for instance with jnp.mean, and of a loss with has_aux pass the first "
+            "result alone: lambda params: loss(params)[0]"
         )
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")

@@ -12,6 +12,7 @@ from pfcore._trees import Params, in_single, is_complex, ravel
 
 # What JAX leaves in a linearised function where a rule serves reverse mode alone.
 REVERSE_ONLY = "custom_lin"
+MODES = ("forward-over-reverse", "reverse-over-reverse")
 Product = Callable[[Any], Any]  # v -> H v
 
 
@@ -66,42 +67,48 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def gradient_and_hvp(loss: Loss, params: Params, vector: Params) -> tuple[Params, Params]:
+def gradient_and_hvp(
+    loss: Loss, params: Params, vector: Params, mode: str | None = None
+) -> tuple[Params, Params]:
     """Gradient and Hessian product in one pass, of the structure of `params`.
 
     Outside compiled functions it is one program, which losses that compute the same share.
     """
+    if mode not in (None, *MODES):
+        raise ValueError(f"mode must be None or one of {', '.join(MODES)}, got {mode!r}")
     if _programs.is_traced(params, vector):
-        return _both(loss, params, vector)
+        return _both(loss, mode, params, vector)
     program = _programs.remembered(
-        "hvp",
+        ("hvp", mode),
         loss,
         (params, vector),
-        lambda: _programs.trace(functools.partial(_both, loss), params, vector),
+        lambda: _programs.trace(functools.partial(_both, loss, mode), params, vector),
     )
     return _programs.run(program, params, vector)
 
 
-def _both(loss: Loss, params: Params, vector: Params) -> tuple[Params, Params]:
+def _both(loss: Loss, mode: str | None, params: Params, vector: Params) -> tuple[Params, Params]:
     def of_loss(p: Params) -> Params:
         return gradient(loss, p)
 
-    try:
-        return jax.jvp(of_loss, (params,), (vector,))
-    except (TypeError, NotImplementedError, ValueError) as error:
-        if not _forward_refused(error):
-            raise
-        refused = error
+    refused: Exception = TypeError("not asked for.")
+    if mode != MODES[1]:
+        try:
+            return jax.jvp(of_loss, (params,), (vector,))
+        except (TypeError, NotImplementedError, ValueError) as error:
+            if mode == MODES[0] or not _forward_refused(error):
+                raise
+            refused = error
     g, product = _reversed(of_loss, params, refused)
     return g, product(vector)
 
 
-def hvp(loss: Loss, params: Params, vector: Params) -> Params:
+def hvp(loss: Loss, params: Params, vector: Params, *, mode: str | None = None) -> Params:
     r"""Hessian-vector product $H(\theta)\,v$, forward over reverse.
 
-    Where JAX refuses forward mode (a `jax.custom_vjp` without a forward rule, Diffrax's default
-    adjoint, kernels with a backward pass alone) it is reverse over reverse, which takes more memory
-    and presupposes that the backward pass can be differentiated.
+    Where JAX refuses forward mode (a `jax.custom_vjp` without a forward rule, kernels with a
+    backward pass alone) it is reverse over reverse, which takes more memory, and needs a backward
+    pass that can be differentiated.
 
     At complex parameters the Hessian is that of the analytic continuation: complex symmetric,
     not Hermitian.
@@ -110,12 +117,14 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
       loss: $E$, from `params` to a scalar.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure, shapes and dtypes of `params`.
+      mode: "forward-over-reverse" or "reverse-over-reverse"; None takes the first that JAX can.
 
     Returns:
       $H v$, of the structure of `params`. Costs about two gradients.
 
     Raises:
-      TypeError: the loss can be differentiated twice in neither way.
+      TypeError: the loss can be differentiated twice in neither way, or not in the one asked for.
+      ValueError: `mode` is unknown.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -123,7 +132,7 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
       >>> pfcore.curvature.hvp(loss, jnp.zeros(2), jnp.array([1.0, 0.0])).tolist()
       [2.0, 3.0]
     """
-    return gradient_and_hvp(loss, params, vector)[1]
+    return gradient_and_hvp(loss, params, vector, mode)[1]
 
 
 def linearized_hvp(loss: Loss, params: Params) -> tuple[Params, Product]:

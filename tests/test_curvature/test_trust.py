@@ -268,6 +268,12 @@ def test_reverse_over_reverse_where_forward_mode_is_refused():
     np.testing.assert_allclose(curvature.hvp(loss, x, jnp.ones(3)), 6 * x)
     np.testing.assert_allclose(curvature.linearized_hvp(loss, x)[1](jnp.ones(3)), 6 * x)
     np.testing.assert_allclose(curvature.spectrum(loss, x), np.sort(6 * x), rtol=1e-6)
+    reverse = curvature.hvp(loss, x, jnp.ones(3), mode="reverse-over-reverse")
+    np.testing.assert_allclose(reverse, 6 * x)
+    with pytest.raises(TypeError, match="forward-mode"):
+        curvature.hvp(loss, x, jnp.ones(3), mode="forward-over-reverse")
+    with pytest.raises(ValueError, match="got 'forward'"):
+        curvature.hvp(loss, x, jnp.ones(3), mode="forward")
 
 
 def test_sharpness_can_be_differentiated():
