@@ -55,7 +55,7 @@ class SpectralDensity(NamedTuple):
 
     @property
     def rounding(self) -> jax.Array:
-        r"""How far rounding may have moved the nodes, [p]: some roundings of $\|H\|$.
+        r"""How far rounding may have moved the nodes of each probe, some roundings of $\|H\|$.
 
         What lies closer together, or closer to zero, is not told apart: under an outlier a million
         times the bulk, single precision blurs the bulk.
