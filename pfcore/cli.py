@@ -39,7 +39,7 @@ def main(
 
 @app.command("list")
 def list_experiments() -> None:
-    """List the experiments, their settings and their problems."""
+    """List experiments, settings and problems."""
     width = max(map(len, experiments.EXPERIMENTS))
     for name in experiments.EXPERIMENTS:
         typer.echo(f"{name:{width}}  {experiments.summary(name)}")
