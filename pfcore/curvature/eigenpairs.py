@@ -212,7 +212,7 @@ def _aimed(space: Subspace, residual: Float[Array, " b"], turn: jax.Array) -> Su
     scaled = 2 / jnp.maximum(jnp.sum(mirror**2), 1) * mirror
     along = mirror @ space.outside
 
-    def reflected(row: jax.Array, vectors: jax.Array) -> jax.Array:
+    def reflected(row: jax.Array | int, vectors: jax.Array) -> jax.Array:
         return vectors.at[row].add(-scaled[row] * along)
 
     rows = jnp.where(turn, len(mirror), 0).astype(jnp.int32)

@@ -27,21 +27,25 @@ def _forward_refused(error: Exception) -> bool:
     return "forward-mode" in text or "jvp" in text.lower()
 
 
-def _linearized(loss: Loss, params: Params) -> tuple[Params, Product]:
+def _linearized(loss: Loss, params: Params, mode: str | None = None) -> tuple[Params, Product]:
     """Gradient and Hessian product: forward over reverse, or else reverse over reverse."""
 
     def of_loss(p: Params) -> Params:
         return gradient(loss, p)
 
-    try:
-        g, product = jax.linearize(of_loss, params)
-        if not _programs.contains(jax.make_jaxpr(product)(params).jaxpr, REVERSE_ONLY):
-            return g, product
-        refused: Exception = TypeError("a jax.custom_vjp has no forward-mode rule.")
-    except (TypeError, NotImplementedError, ValueError) as error:
-        if not _forward_refused(error):
-            raise
-        refused = error
+    refused: Exception = TypeError("not asked for.")
+    if mode != MODES[1]:
+        try:
+            g, product = jax.linearize(of_loss, params)
+            if not _programs.contains(jax.make_jaxpr(product)(params).jaxpr, REVERSE_ONLY):
+                return g, product
+            refused = TypeError("a jax.custom_vjp in the loss has no forward-mode rule.")
+        except (TypeError, NotImplementedError, ValueError) as error:
+            if not _forward_refused(error):
+                raise
+            refused = error
+        if mode == MODES[0]:
+            raise refused
     return _reversed(of_loss, params, refused)
 
 
@@ -88,18 +92,7 @@ def gradient_and_hvp(
 
 
 def _both(loss: Loss, mode: str | None, params: Params, vector: Params) -> tuple[Params, Params]:
-    def of_loss(p: Params) -> Params:
-        return gradient(loss, p)
-
-    refused: Exception = TypeError("not asked for.")
-    if mode != MODES[1]:
-        try:
-            return jax.jvp(of_loss, (params,), (vector,))
-        except (TypeError, NotImplementedError, ValueError) as error:
-            if mode == MODES[0] or not _forward_refused(error):
-                raise
-            refused = error
-    g, product = _reversed(of_loss, params, refused)
+    g, product = _linearized(loss, params, mode)
     return g, product(vector)
 
 

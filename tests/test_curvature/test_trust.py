@@ -258,11 +258,18 @@ c.track(loss, jnp.stack([x, x]), 2, key=key), c.spectrum(*c.subset(loss, x, d > 
 
 
 def test_reverse_over_reverse_where_forward_mode_is_refused():
+    """A backward pass that has itself a rule for reverse mode alone, as some kernels have."""
+
+    @jax.custom_vjp
+    def squared(x):
+        return x**2
+
     @jax.custom_vjp
     def cubed(x):
         return x**3
 
-    cubed.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
+    squared.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+    cubed.defvjp(lambda x: (x**3, x), lambda x, g: (3 * squared(x) * g,))
     x = jnp.array([1.0, 2.0, -3.0])
     loss = lambda x: jnp.sum(cubed(x))  # noqa: E731
     np.testing.assert_allclose(curvature.hvp(loss, x, jnp.ones(3)), 6 * x)
