@@ -60,7 +60,5 @@ def gradient_descent(
     params, gradient = check_loss(loss, params), jax.grad(loss)
     if _programs.is_traced(params):
         return _descend(gradient, params, learning_rate, num_steps)
-    program = _programs.remembered(
-        "gradient", loss, params, lambda: _programs.trace(gradient, params)
-    )
+    program = _programs.trace(gradient, params)
     return _compiled(program, params, learning_rate, num_steps)

@@ -193,6 +193,8 @@ def test_params_of_16_bits_are_followed_in_single_precision(make, dtype):
     rate = 2 if make is negative_gradient_flow else -np.log1p(-0.2) / 0.1
     assert bool(path.completed) and path.params["x"].dtype == jnp.float32
     np.testing.assert_allclose(path.params["x"][:, 0], np.exp(-rate * times), rtol=5e-5)
+    single = pfcore.integrate(flow, {"x": jnp.ones(1, jnp.float32)}, times)
+    np.testing.assert_array_equal(path.params["x"], single.params["x"])
 
 
 STRICT = """

@@ -131,8 +131,26 @@ def test_program_is_remembered_as_long_as_its_function():
         made.append(1)
         return jnp.sum(jnp.cosh(x))
 
-    curvature.spectrum(loss, X)
-    traced = len(made)
-    curvature.spectrum(loss, 2 * X)
-    curvature.spectrum(loss, 3 * X)
-    assert len(made) <= traced + 4  # its shape is asked at each call, its program is not made anew
+    for scale in (1, 2, 3):
+        _programs.evaluate(loss, scale * X)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["hvp", "spectrum", "dal", "cdat", "sharpness_rate"])
+def test_loss_that_reads_another_batch_is_not_taken_from_memory(name):
+    """One function object, without `jax.jit`, and a variable that it reads changes."""
+    scale = {"now": 1.0}
+
+    def loss(x):
+        return scale["now"] * jnp.sum(x**2) / 2
+
+    def measured():
+        if name == "hvp":
+            return float(curvature.hvp(loss, X, jnp.ones(5))[0])
+        if name == "spectrum":
+            return float(curvature.spectrum(loss, X)[0])
+        tx = getattr(learning_rates, name)(max_learning_rate=1e3)
+        return float(tx.update(X, tx.init(X), X, loss_fn=loss)[1].curvature)
+
+    for scale["now"] in (1.0, 3.0):
+        assert measured() == pytest.approx(scale["now"], rel=1e-5)

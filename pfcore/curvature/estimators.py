@@ -55,11 +55,14 @@ def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
 
     def half(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         """One of the two products: its unit, and its length and its share along the other sign."""
-        u, w = (jax.random.rademacher(k, flat.shape, flat.dtype) for k in keys)
-        image = product(u)
+        image = product(jax.random.rademacher(keys[0], flat.shape, flat.dtype))
         unit = unit_of(image, jnp.zeros((), flat.dtype))
         image = over(image, unit)
-        return unit, jnp.linalg.norm(image), jnp.sum(w * image)
+        length = jnp.linalg.norm(image)
+        # A key that is known only when the image is: or XLA would hold the other signs meanwhile.
+        late = jnp.where(length < -1, keys[0], keys[1])
+        signs = jax.random.rademacher(late, flat.shape, flat.dtype)
+        return unit, length, jnp.sum(signs * image)
 
     # One after the other, so that no more than one image is in memory.
     keys = jnp.stack([first, second]), jnp.stack([second, first])

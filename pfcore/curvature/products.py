@@ -82,12 +82,8 @@ def gradient_and_hvp(
         raise ValueError(f"mode must be None or one of {', '.join(MODES)}, got {mode!r}")
     if _programs.is_traced(params, vector):
         return _both(loss, mode, params, vector)
-    program = _programs.remembered(
-        ("hvp", mode),
-        loss,
-        (params, vector),
-        lambda: _programs.trace(functools.partial(_both, loss, mode), params, vector),
-    )
+    # Traced at every call: without `jax.jit` a loss may read a batch that has changed meanwhile.
+    program = _programs.trace(functools.partial(_both, loss, mode), params, vector)
     return _programs.run(program, params, vector)
 
 
@@ -275,9 +271,8 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                     return body(loss, params, *args, **options)
             if _programs.is_traced(params):
                 return body(Traced(loss), params, *args, **options)
-            hessian = _programs.remembered(
-                "hessian", loss, params, lambda: Hessian.of(loss, params)
-            )
+            # Traced at every call, as in `gradient_and_hvp`; what it compiles is shared.
+            hessian = Hessian.of(loss, params)
             return jitted(hessian, params, *args, **options)
 
         return call
