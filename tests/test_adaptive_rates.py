@@ -9,8 +9,8 @@ from optax import contrib
 
 import pfcore
 from pfcore import experiments, learning_rates
-from pfcore.experiments import comparing, methods
-from pfcore.experiments.problems import build
+from pfcore.experiments import analysis, optimizers
+from pfcore.runs.problems import build
 
 TINY = (
     "problem.data=breast_cancer",
@@ -102,7 +102,7 @@ def everything():
 
 
 def test_every_method_is_here():
-    assert {methods.read(text).name for text in WRITTEN_OUT} == set(methods.METHODS)
+    assert {optimizers.read(text).name for text in WRITTEN_OUT} == set(optimizers.METHODS)
 
 
 @pytest.mark.parametrize("text", WRITTEN_OUT)
@@ -220,7 +220,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     ],
 )
 def test_labels(text, label):
-    assert methods.label(text) == label
+    assert optimizers.label(text) == label
 
 
 @pytest.mark.parametrize(
@@ -277,32 +277,32 @@ def test_the_batch_is_what_dal_sees():
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
-    mean, half_width = comparing.interval(draws)
+    mean, half_width = analysis.interval(draws)
     covered = np.mean(np.abs(mean - 3.0) <= half_width)
     assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
-    assert np.isnan(comparing.interval([1.0]).half_width)
+    assert np.isnan(analysis.interval([1.0]).half_width)
 
 
 def test_the_best_of_those_that_did_not_diverge():
     sweep = [f"sgd:learning_rate={h}" for h in ("0.01", "0.3", "1e25")]
     record = run(f"methods={','.join(sweep)}", "seeds=0,1")
-    assert comparing.diverged(record).tolist() == [[False] * 2, [False] * 2, [True] * 2]
-    assert comparing.tuned(record, sweep) == "sgd:learning_rate=0.3"
-    assert comparing.tuned(record, sweep[:1]) == sweep[0]
+    assert analysis.diverged(record).tolist() == [[False] * 2, [False] * 2, [True] * 2]
+    assert analysis.tuned(record, sweep) == "sgd:learning_rate=0.3"
+    assert analysis.tuned(record, sweep[:1]) == sweep[0]
     with pytest.raises(ValueError, match="all of sgd:learning_rate=1e25 diverged"):
-        comparing.tuned(record, sweep[2:])
+        analysis.tuned(record, sweep[2:])
     with pytest.raises(ValueError, match="not in this record: dal"):
-        comparing.tuned(record, ["dal"])
+        analysis.tuned(record, ["dal"])
 
 
 def test_a_sweep_and_its_extension_are_one():
     sweep = [f"sgd:learning_rate={h}" for h in ("0.1", "0.2", "0.3")]
     whole = run(f"methods={','.join(sweep)}")
     parts = [run(f"methods={','.join(part)}") for part in (sweep[:2], sweep[2:])]
-    found = comparing.joined(*parts)
+    found = analysis.joined(*parts)
     assert found.info["config"] == whole.info["config"]
     for name, array in whole.arrays.items():
         np.testing.assert_array_equal(found[name], array)
     other = run(f"methods={sweep[2]}", "budget=16")
     with pytest.raises(ValueError, match="differ in budget: 12 and 16"):
-        comparing.joined(parts[0], other)
+        analysis.joined(parts[0], other)

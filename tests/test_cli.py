@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import pfcore
 from pfcore import cli, experiments, records
 from pfcore.cli import app
-from pfcore.experiments import edge_of_stability, running
+from pfcore.experiments import edge_of_stability
+from pfcore.runs import execution, folder
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +46,12 @@ def instant(monkeypatch, tmp_path):
                 signal.raise_signal(int(config.learning_rate))
             return np.asarray(state + config.learning_rate)
 
-        return running.Plan(
+        return execution.Plan(
             SimpleNamespace(source="none", sha256=""),
             3,
             lambda: np.zeros(()),
             advance,
-            lambda state: running.Outcome({"x": state}, 2 if config.learning_rate > 10 else None),
+            lambda state: execution.Outcome({"x": state}, 2 if config.learning_rate > 10 else None),
         )
 
     monkeypatch.setattr(edge_of_stability, "plan", plan)
@@ -185,7 +186,7 @@ def test_an_interruption_before_the_first_piece(instant, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, "claim", interrupted)
+    monkeypatch.setattr(folder, "reserve", interrupted)
     found = invoke("run", "edge-of-stability")
     assert found.exit_code == 130
     assert "stopped; add --resume to the same command" in found.stderr
@@ -209,7 +210,7 @@ class Command:
     """`pfcore run` in a process of its own."""
 
     def __init__(self, out: Path, *options: str, environment: dict[str, str]):
-        self.checkpoints = out / records.CHECKPOINTS
+        self.checkpoints = out / folder.CHECKPOINTS
         arguments = ["run", "edge-of-stability", "--out", str(out), *options]
         changes = [part for setting in SETTINGS for part in ("--set", setting)]
         self.process = subprocess.Popen(
@@ -266,7 +267,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_up_the_same_to_the_last_bit(
 
     with start(out=tmp_path / "whole") as whole, start() as run:
         # Before the first checkpoint there is nothing to go on from, and it begins again.
-        run.wait_until(lambda: (out / records.RUN).is_file())
+        run.wait_until(lambda: (out / folder.RUN).is_file())
         run.process.kill()
         assert run.finish()[0] == -signal.SIGKILL
         assert run.latest() == 0 and not records.is_finished(out)

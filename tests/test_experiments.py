@@ -16,8 +16,9 @@ import pytest
 import pfcore
 from pfcore import experiments, records
 from pfcore._trees import ravel
-from pfcore.experiments import edge_of_stability, flows_at_the_edge, running, settings, training
-from pfcore.experiments.problems import PROBLEMS, Problem, build
+from pfcore.experiments import edge_of_stability, flows_at_the_edge
+from pfcore.runs import execution, folder, overrides, training
+from pfcore.runs.problems import PROBLEMS, Problem, build
 from tests.conftest import flatten_path
 
 # Small enough for dense Hessians. Gradient descent oscillates at h = 0.8, and diverges at 10⁴.
@@ -174,7 +175,7 @@ class Small:
     ],
 )
 def test_setting_parsed_as_its_type(setting, name, value):
-    changed = settings.replace(Small(few=(7,)), [setting], profile="quick")
+    changed = overrides.replace(Small(few=(7,)), [setting], profile="quick")
     found = getattr(changed, name)
     assert found == value and type(found) is type(value)
     assert changed == dataclasses.replace(Small(few=(7,)), **{name: value})
@@ -198,7 +199,7 @@ def test_setting_parsed_as_its_type(setting, name, value):
 )
 def test_setting_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        settings.replace(Small(), [setting], profile="quick")
+        overrides.replace(Small(), [setting], profile="quick")
 
 
 def test_settings_apply_in_order():
@@ -216,11 +217,11 @@ def test_settings_apply_in_order():
 def test_every_profile_is_known_by_its_settings(name, profile):
     config = experiments.configure(name, profile=profile)
     assert config == experiments.EXPERIMENTS[name].PROFILES[profile]
-    for setting in settings.names(config):
+    for setting in overrides.names(config):
         value = functools.reduce(getattr, setting.split("."), config)
         if not dataclasses.is_dataclass(value):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            assert settings.replace(config, [f"{setting}={text}"], profile=profile) == config
+            assert overrides.replace(config, [f"{setting}={text}"], profile=profile) == config
 
 
 def test_profile_from_the_environment(monkeypatch):
@@ -278,7 +279,7 @@ def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_kept(
 ):
     with pytest.raises(ValueError, match=message):
         experiments.run(name, configure(name, setting), out=tmp_path)
-    assert not records.has_run(tmp_path)  # which would be in the way of the next attempt
+    assert not folder.has_run(tmp_path)  # which would be in the way of the next attempt
 
 
 # ---- runs that last, on work that takes no time
@@ -305,9 +306,9 @@ class Counting:
             return {"key": key, "sums": sums, "done": np.int32(piece + 1)}
 
         def outcome(state):
-            return running.Outcome({"sums": state["sums"][: int(state["done"])]}, end)
+            return execution.Outcome({"sums": state["sums"][: int(state["done"])]}, end)
 
-        self.plan = running.Plan(
+        self.plan = execution.Plan(
             SimpleNamespace(source="a die", sha256="0"),
             pieces,
             start,
@@ -318,7 +319,7 @@ class Counting:
         )
 
     def execute(self, **options) -> records.Record:
-        return running.execute(self.plan, RUN, **options)
+        return execution.execute(self.plan, RUN, **options)
 
 
 def interrupt_at(*pieces):
@@ -382,7 +383,7 @@ def test_wall_time_adds_up_over_interruptions(tmp_path, monkeypatch):
         if piece == 3 and now[0] < 45:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(execution, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     with pytest.raises(KeyboardInterrupt):
         Counting(trouble=trouble).execute(out=tmp_path)
     record = Counting(trouble=trouble).execute(out=tmp_path, resume=True)
@@ -391,7 +392,7 @@ def test_wall_time_adds_up_over_interruptions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_checkpoint(tmp_path, monkeypatch, sums, number):
-    save = records.Checkpoints.save
+    save = folder.Checkpoints.save
 
     def disturbed(self, done, state):
         if done == 3:
@@ -401,7 +402,7 @@ def test_a_signal_waits_for_the_checkpoint(tmp_path, monkeypatch, sums, number):
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(records.Checkpoints, "save", disturbed)
+            patched.setattr(folder.Checkpoints, "save", disturbed)
             with pytest.raises(experiments.Interrupted, match="stopped after 3 of 5"):
                 Counting().execute(out=tmp_path)
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
@@ -444,7 +445,7 @@ def test_a_run_that_cannot_be_kept_does_not_begin(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="has 0 MB free, and this run may need 1 MB"):
             counting.execute(out=tmp_path / "full")
     (tmp_path / "other").mkdir()
-    records.begin(tmp_path / "other", {**RUN, "config": {"pieces": 4}}, num_bytes=0)
+    folder.begin(tmp_path / "other", {**RUN, "config": {"pieces": 4}}, num_bytes=0)
     with pytest.raises(ValueError, match=r"config\.pieces is 5, was 4"):
         counting.execute(out=tmp_path / "other", resume=True)
     with pytest.raises(FileExistsError, match="--resume"):
@@ -475,7 +476,7 @@ def test_a_record_that_could_not_be_written_is_written_later(tmp_path, monkeypat
 
 def test_a_record_that_was_written_is_tidied_up_later(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(records, "forget_run", lambda folder: None)
+        patched.setattr(folder, "forget_run", lambda folder: None)
         record = Counting().execute(out=tmp_path)
     assert "checkpoints" in os.listdir(tmp_path)
     assert Counting().execute(out=tmp_path, resume=True).info == record.info
@@ -618,7 +619,7 @@ def test_edge_divergence_ends_the_run(tmp_path):
 SEVERAL_DEVICES = """
 import sys
 from pfcore import experiments
-from pfcore.experiments.problems import build
+from pfcore.runs.problems import build
 
 config = experiments.configure("edge-of-stability", *sys.argv[2:])
 data = build(config.problem, seed=0).data
@@ -831,37 +832,39 @@ def counted_runs(monkeypatch):
     return calls
 
 
-def test_obtain_finds_a_stored_record_whatever_its_folder_is_called(tmp_path, edge, counted_runs):
+def test_load_or_run_finds_a_stored_record_whatever_its_folder_is_named(
+    tmp_path, edge, counted_runs
+):
     other = dataclasses.replace(edge, info=edge.info | {"experiment": "flows-at-the-edge"})
     records.write(other, tmp_path / "another-experiment")
     records.write(edge, tmp_path / "a name of its own")
     (tmp_path / "begun").mkdir()
     config = configure("edge-of-stability", *TRACKED)
-    found = experiments.obtain("edge-of-stability", config, folder=tmp_path)
+    found = experiments.load_or_run("edge-of-stability", config, folder=tmp_path)
     assert found.info == edge.info and counted_runs == []
     np.testing.assert_array_equal(found["loss"], edge["loss"])
 
 
-def test_obtain_computes_what_is_not_stored(tmp_path, edge, counted_runs, monkeypatch):
+def test_load_or_run_computes_what_is_not_stored(tmp_path, edge, counted_runs, monkeypatch):
     records.write(edge, tmp_path / "edge")
     config = configure("edge-of-stability", *TRACKED, "num_steps=10")
-    computed = experiments.obtain("edge-of-stability", config, folder=tmp_path)
+    computed = experiments.load_or_run("edge-of-stability", config, folder=tmp_path)
     np.testing.assert_array_equal(computed["loss"], edge["loss"][:10])
     assert len(counted_runs) == 1 and os.listdir(tmp_path) == ["edge"]
     monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
-    kept = experiments.obtain("edge-of-stability", config, folder=tmp_path)
+    kept = experiments.load_or_run("edge-of-stability", config, folder=tmp_path)
     assert len(counted_runs) == 2 and len(os.listdir(tmp_path)) == 2
     monkeypatch.delenv("PFCORE_KEEP_RECORDS")
-    again = experiments.obtain("edge-of-stability", config, folder=tmp_path)
+    again = experiments.load_or_run("edge-of-stability", config, folder=tmp_path)
     assert len(counted_runs) == 2 and again.info == kept.info
 
 
-def test_obtain_takes_up_what_was_begun(tmp_path, edge, monkeypatch):
+def test_load_or_run_takes_up_what_was_begun(tmp_path, edge, monkeypatch):
     asked = {}
     monkeypatch.setattr(experiments, "run", lambda *_, **options: asked.update(options) or edge)
     monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
     config = configure("edge-of-stability", *TRACKED)
-    assert experiments.obtain("edge-of-stability", config, folder=tmp_path) is edge
+    assert experiments.load_or_run("edge-of-stability", config, folder=tmp_path) is edge
     wanted = records.jsonable({"experiment": "edge-of-stability", "config": config})
     assert asked["resume"] is True
     assert asked["out"] == tmp_path / f"edge-of-stability-{records.digest(wanted)}"

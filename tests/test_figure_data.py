@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from typer.testing import CliRunner
 
-from pfcore import figures, records
+from pfcore import figures, provenance
 from pfcore.cli import app
 from pfcore.figures.themes import themed
 from pfcore.objectives import quadratic
@@ -242,10 +242,10 @@ def test_an_animation_carries_all_its_frames():
 
 
 def test_provenance_names_what_was_used(monkeypatch):
-    monkeypatch.setattr(records, "_sources", [])
+    monkeypatch.setattr(provenance, "_sources", [])
     monkeypatch.setenv("PFCORE_PROFILE", "full")
-    records.note_source("data set", name="digits", sha256="abc")
-    records.note_source("data set", name="digits", sha256="abc")
+    provenance.note_source("data set", name="digits", sha256="abc")
+    provenance.note_source("data set", name="digits", sha256="abc")
     fig, ax = plt.subplots()
     ax.plot([0, 1])
     found = figures.contents(figures.png(fig)).provenance

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from pfcore import experiments, figures, records
+from pfcore import experiments, figures, provenance, records
 from pfcore.claims import VERDICTS, Claim, collect, combined, in_parts, report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,7 +202,7 @@ def notebook(path, *images, code=""):
 
 def picture(monkeypatch, *folders):
     """A figure drawn by a process that had read these records."""
-    monkeypatch.setattr(records, "_sources", [])
+    monkeypatch.setattr(provenance, "_sources", [])
     for folder in folders:
         records.read(folder)
     with plt.rc_context():
@@ -248,7 +248,7 @@ KEYS = ["problem=mnist-mlp", "budget=5"]
 config = experiments.configure("edge-of-stability")
 other = experiments.configure("adaptive-rates", *KEYS, f"seeds={n}", "every=1")
 again = experiments.configure("adaptive-rates", "budget=7", "every=1")
-run = experiments.obtain("learning-rate-change")
+run = experiments.load_or_run("learning-rate-change")
 experiments.run("edge-of-stability", config)
 """
 
@@ -262,7 +262,7 @@ def test_what_a_page_asks_for_is_read_from_its_code(tmp_path):
         "learning-rate-change": set(),
     }
     assert asked.problems == ["mnist-mlp"]
-    assert asked.obtains and not asked.collects
+    assert asked.loads and not asked.collects
 
 
 def test_what_the_full_profile_changes_is_computed_from_the_profiles():

@@ -1,5 +1,6 @@
 """What is imported, and when; each in a process of its own, since imports cannot be undone."""
 
+import importlib
 import subprocess
 import sys
 
@@ -41,3 +42,34 @@ def test_functions_are_not_hidden_by_modules():
 def test_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="no attribute 'flow'"):
         _ = pfcore.flow
+
+
+OLD_PATHS = [
+    "pfcore.experiments.comparing.interval",
+    "pfcore.experiments.methods.read",
+    "pfcore.experiments.obtain",
+    "pfcore.experiments.problems.build",
+    "pfcore.experiments.running.execute",
+    "pfcore.experiments.settings.replace",
+    "pfcore.experiments.stored.registry",
+    "pfcore.experiments.training.Trainer",
+    "pfcore.records.Checkpoints",
+    "pfcore.records.begin",
+    "pfcore.records.claim",
+    "pfcore.records.digest",
+    "pfcore.records.jsonable",
+    "pfcore.records.provenance",
+]
+
+
+@pytest.mark.parametrize("path", OLD_PATHS)
+def test_old_import_paths_still_work(path):
+    module, name = path.rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_drawing_a_figure_loads_no_experiment():
+    loaded = loaded_after("import pfcore; pfcore.figures.use_style")
+    assert "matplotlib" in loaded
+    assert not {name for name in loaded if name.startswith("pfcore.experiments")}
+    assert not loaded & {"flax", "orbax", "pfcore.datasets", "pfcore.networks"}

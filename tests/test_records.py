@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from pfcore import records
-from pfcore.experiments.problems import Problem
-from pfcore.records import Checkpoints, Record
+from pfcore.records import Record
+from pfcore.runs import folder as run_folder
+from pfcore.runs.folder import Checkpoints
+from pfcore.runs.problems import Problem
 
 RUN = {"experiment": "training", "config": {"rate": 0.5, "problem": {"widths": [4, 3]}}}
 
@@ -184,7 +186,7 @@ def test_damaged_description(tmp_path, text):
 def test_missing_record(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no record\.json in .*'\.$"):
         records.read(tmp_path)
-    records.begin(tmp_path, RUN, num_bytes=0)
+    run_folder.begin(tmp_path, RUN, num_bytes=0)
     with pytest.raises(FileNotFoundError, match="finish it with --resume"):
         records.read(tmp_path)
 
@@ -264,33 +266,33 @@ def test_digest_tells_configurations_apart():
     assert re.fullmatch("[0-9a-f]{8}", records.digest(Problem()))
 
 
-# ---- claiming a folder
+# ---- reserving a folder
 
 
-def test_claim_begin_and_resume(tmp_path):
+def test_reserve_begin_and_resume(tmp_path):
     folder = tmp_path / "not" / "yet"
     for resume in (False, True):
-        records.claim(folder, RUN, resume=resume)
-        assert not records.has_run(folder) and not os.listdir(folder)
-    records.begin(folder, RUN, num_bytes=10)
-    assert records.has_run(folder) and not records.is_finished(folder)
+        run_folder.reserve(folder, RUN, resume=resume)
+        assert not run_folder.has_run(folder) and not os.listdir(folder)
+    run_folder.begin(folder, RUN, num_bytes=10)
+    assert run_folder.has_run(folder) and not records.is_finished(folder)
     assert os.listdir(folder) == ["run.json"]
     with pytest.raises(FileExistsError, match=r"holds a run already.*--resume.*--out"):
-        records.claim(folder, RUN, resume=False)
-    records.claim(folder, RUN, resume=True)
-    records.begin(folder, RUN, num_bytes=10)
+        run_folder.reserve(folder, RUN, resume=False)
+    run_folder.reserve(folder, RUN, resume=True)
+    run_folder.begin(folder, RUN, num_bytes=10)
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_claim_says_what_differs(tmp_path, finished):
+def test_reserve_says_what_differs(tmp_path, finished):
     if finished:
         records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
     else:
-        records.begin(tmp_path, RUN, num_bytes=10)
-    records.claim(tmp_path, RUN, resume=True)
+        run_folder.begin(tmp_path, RUN, num_bytes=10)
+    run_folder.reserve(tmp_path, RUN, resume=True)
     other = {"rate": 0.25, "problem": {"widths": (4, 5), "kind": "mse"}}
     with pytest.raises(ValueError, match="another configuration") as caught:
-        records.claim(tmp_path, {**RUN, "config": other}, resume=True)
+        run_folder.reserve(tmp_path, {**RUN, "config": other}, resume=True)
     message = str(caught.value)
     assert "config.rate is 0.25, was 0.5" in message
     assert "config.problem.widths is [4, 5], was [4, 3]" in message
@@ -299,26 +301,26 @@ def test_claim_says_what_differs(tmp_path, finished):
 
 
 @pytest.mark.parametrize("below", [".", "below"])
-def test_claim_of_a_folder_that_cannot_be(tmp_path, below):
+def test_reserve_of_a_folder_that_cannot_be(tmp_path, below):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write the run to .*file"):
-        records.claim(tmp_path / "file" / below, RUN, resume=False)
+        run_folder.reserve(tmp_path / "file" / below, RUN, resume=False)
 
 
 def test_a_full_disk_is_told_with_both_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=12_000_000))
     with pytest.raises(OSError, match=r"12 MB free.*may need 34 MB"):
-        records.begin(tmp_path, RUN, num_bytes=34_000_000)
-    assert not records.has_run(tmp_path)
-    records.begin(tmp_path, RUN, num_bytes=12_000_000)
+        run_folder.begin(tmp_path, RUN, num_bytes=34_000_000)
+    assert not run_folder.has_run(tmp_path)
+    run_folder.begin(tmp_path, RUN, num_bytes=12_000_000)
 
 
 def test_forget_run_leaves_the_record(tmp_path):
-    records.begin(tmp_path, RUN, num_bytes=10)
+    run_folder.begin(tmp_path, RUN, num_bytes=10)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
-    records.forget_run(tmp_path)
-    records.forget_run(tmp_path)
+    run_folder.forget_run(tmp_path)
+    run_folder.forget_run(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
 
 

@@ -1,4 +1,4 @@
-"""Where `experiments.obtain` finds stored records when there are none beside the notebook."""
+"""Where `experiments.load_or_run` finds stored records when there are none beside the notebook."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import pytest
 
 import pfcore
 from pfcore import experiments, records
-from pfcore.experiments import stored
+from pfcore.runs import store
 from tests.test_datasets import nowhere, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +35,8 @@ def record_of(config, seconds=754.0):
     return records.Record({"loss": np.linspace(1.0, 0.5, 4)}, info)
 
 
-def store(folder, config, **options):
-    """The folder of a stored record of a configuration, named as `obtain` names them."""
+def put(folder, config, **options):
+    """The folder of a stored record of a configuration, named as `load_or_run` names them."""
     wanted = {"experiment": NAME, "config": config}
     path = folder / f"{NAME}-{records.digest(wanted)}"
     records.write(record_of(config, **options), path)
@@ -46,11 +46,11 @@ def store(folder, config, **options):
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """An empty working folder, an empty cache, nothing set: a notebook on Colab."""
-    for variable in (stored.VARIABLE, "PFCORE_KEEP_RECORDS", "PFCORE_PROFILE"):
+    for variable in (store.VARIABLE, "PFCORE_KEEP_RECORDS", "PFCORE_PROFILE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr(stored, "_unreachable", set())
+    monkeypatch.setattr(store, "_unreachable", set())
     folder = tmp_path / "notebook"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -73,20 +73,20 @@ def published(tmp_path, monkeypatch):
     """A folder of two records, listed in the registry."""
     folder = tmp_path / "published" / "book" / "records"
     for number in (1, 2):
-        store(folder, config_of(f"seed={number}"))
-    listed = stored.describe(folder)
-    monkeypatch.setattr(stored, "registry", lambda: listed)
+        put(folder, config_of(f"seed={number}"))
+    listed = store.describe(folder)
+    monkeypatch.setattr(store, "registry", lambda: listed)
     return folder
 
 
 def set_address(monkeypatch, address):
-    monkeypatch.setattr(stored, "ADDRESS", address)
+    monkeypatch.setattr(store, "ADDRESS", address)
 
 
 def test_the_registry_lists_the_books_records_and_their_hashes():
     """Else pages outside a checkout would compute for hours: make registry writes it again."""
-    listed = stored.registry()
-    assert listed == stored.describe(BOOK_RECORDS)
+    listed = store.registry()
+    assert listed == store.describe(BOOK_RECORDS)
     assert len(listed) == len(list(BOOK_RECORDS.iterdir()))
     for key, entry in listed.items():
         folder = BOOK_RECORDS / entry["folder"]
@@ -106,21 +106,21 @@ def test_the_tool_writes_the_registry_as_it_is_stored(monkeypatch):
 def test_the_registry_is_part_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     data = project["tool"]["setuptools"]["package-data"]["pfcore"]
-    assert f"experiments/{stored.REGISTRY}" in data
+    assert f"runs/{store.REGISTRY}" in data
 
 
 def test_records_are_fetched_from_the_repository_at_the_tag_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     slug = project["urls"]["Repository"].removeprefix("https://github.com/")
-    address = stored.ADDRESS.format(version=pfcore.__version__)
+    address = store.ADDRESS.format(version=pfcore.__version__)
     expected = f"https://raw.githubusercontent.com/{slug}/v{project['version']}/book/records/"
     assert address == expected
 
 
 def test_a_record_beside_the_notebook_comes_before_all_others(alone, computed, published, caplog):
     config = config_of("seed=1")
-    store(alone / "records", config, seconds=1.0)
-    assert experiments.obtain(NAME, config).info["wall_time_s"] == 1.0
+    put(alone / "records", config, seconds=1.0)
+    assert experiments.load_or_run(NAME, config).info["wall_time_s"] == 1.0
     assert computed == [] and caplog.records == []
 
 
@@ -129,16 +129,16 @@ def test_a_folder_that_the_environment_names_comes_next(
 ):
     elsewhere = tmp_path / "copied"
     shutil.copytree(published, elsewhere)
-    monkeypatch.setenv(stored.VARIABLE, str(elsewhere))
+    monkeypatch.setenv(store.VARIABLE, str(elsewhere))
     set_address(monkeypatch, nowhere())
-    found = experiments.obtain(NAME, config_of("seed=2"))
+    found = experiments.load_or_run(NAME, config_of("seed=2"))
     assert found.info["config"]["seed"] == 2 and computed == []
 
 
 def test_a_folder_that_does_not_exist_is_refused_by_its_name(alone, computed, monkeypatch):
-    monkeypatch.setenv(stored.VARIABLE, "/no/such/records")
+    monkeypatch.setenv(store.VARIABLE, "/no/such/records")
     with pytest.raises(FileNotFoundError, match=r"PFCORE_RECORDS is '/no/such/records'.*unset it"):
-        experiments.obtain(NAME, config_of())
+        experiments.load_or_run(NAME, config_of())
     assert computed == []
 
 
@@ -149,7 +149,7 @@ def test_a_listed_record_is_downloaded_once_and_silently(
     name = next(iter(published.glob(f"*-{records.digest(wanted(config))}"))).name
     with serve(published.parents[1]) as (address, asked):
         set_address(monkeypatch, address + "book/records/")
-        first, again = experiments.obtain(NAME, config), experiments.obtain(NAME, config)
+        first, again = experiments.load_or_run(NAME, config), experiments.load_or_run(NAME, config)
     expected = [f"/book/records/{name}/{file}" for file in ("arrays.npz", "record.json")]
     assert sorted(asked) == expected
     assert first.info == again.info and computed == []
@@ -166,7 +166,7 @@ def test_the_address_names_the_version(alone, computed, published, monkeypatch):
     shutil.copytree(published, folder)
     with serve(folder.parent) as (address, asked):
         set_address(monkeypatch, address + "v{version}/")
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
     assert computed == [] and all(f"/v{pfcore.__version__}/" in path for path in asked)
 
 
@@ -177,7 +177,7 @@ def test_without_a_network_it_is_computed_and_says_so_with_the_time(
     set_address(monkeypatch, address)
     configs = [config_of("seed=1"), config_of("seed=2")]
     for config in configs:
-        assert experiments.obtain(NAME, config).info == {"fresh": True}
+        assert experiments.load_or_run(NAME, config).info == {"fresh": True}
     assert computed == [(NAME, config) for config in configs]
     first, second = (entry.getMessage() for entry in caplog.records)
     assert re.search(rf"stored record {NAME}-\w{{8}} cannot be had: .*{address}", first)
@@ -192,9 +192,9 @@ def test_what_is_not_at_the_address_is_computed(alone, computed, published, monk
     """As where the tag has not been published."""
     with serve(alone) as (address, asked):
         set_address(monkeypatch, address)
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
         tried = len(asked)
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
     assert len(asked) == tried > 0 and len(computed) == 2
     assert "404" in caplog.records[0].getMessage()
 
@@ -204,7 +204,7 @@ def test_an_altered_record_is_refused_and_computed(alone, computed, published, m
         path.write_bytes(path.read_bytes() + b"!")
     with serve(published) as (address, _):
         set_address(monkeypatch, address)
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
     assert len(computed) == 1 and "SHA256" in caplog.records[0].getMessage()
 
 
@@ -214,7 +214,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     (tmp_path / "cache").write_text("a file where a folder should be")
     with serve(published) as (address, _):
         set_address(monkeypatch, address)
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
     assert len(computed) == 1 and "cannot be had" in caplog.records[0].getMessage()
 
 
@@ -223,17 +223,17 @@ def test_another_configuration_is_computed_without_asking_anybody(
 ):
     with serve(published) as (address, asked):
         set_address(monkeypatch, address)
-        experiments.obtain(NAME, config_of("seed=3"))
+        experiments.load_or_run(NAME, config_of("seed=3"))
     assert len(computed) == 1 and asked == [] and caplog.records == []
 
 
 def test_what_is_to_be_kept_is_computed(alone, computed, published, monkeypatch):
     """Records are made anew where they are stored; elsewhere they are the old ones."""
     monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
-    monkeypatch.setenv(stored.VARIABLE, str(published))
+    monkeypatch.setenv(store.VARIABLE, str(published))
     with serve(published) as (address, asked):
         set_address(monkeypatch, address)
-        experiments.obtain(NAME, config_of("seed=1"))
+        experiments.load_or_run(NAME, config_of("seed=1"))
     assert len(computed) == 1 and asked == []
 
 
@@ -241,11 +241,11 @@ def test_what_is_to_be_kept_is_computed(alone, computed, published, monkeypatch)
     "seconds, words", [(63.43, "63 s"), (754.2, "13 min"), (11541.5, "3.2 h"), (99.4, "99 s")]
 )
 def test_durations(seconds, words):
-    assert stored._duration(seconds) == words
+    assert store._duration(seconds) == words
 
 
 def test_the_registry_is_small_enough_to_travel_with_the_package():
-    text = (ROOT / "pfcore" / "experiments" / stored.REGISTRY).read_text(encoding="utf-8")
+    text = (ROOT / "pfcore" / "runs" / store.REGISTRY).read_text(encoding="utf-8")
     assert len(text) < 50_000 and json.loads(text)
 
 

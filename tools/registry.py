@@ -1,4 +1,4 @@
-"""Write what the package knows of the book's stored records: `pfcore/experiments/records.json`.
+"""Write what the package knows of the book's stored records: `pfcore/runs/records.json`.
 
     python tools/registry.py
 
@@ -9,16 +9,16 @@ import json
 import sys
 from pathlib import Path
 
-from pfcore.experiments import stored
+from pfcore.runs import store
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "book" / "records"
-REGISTRY = ROOT / "pfcore" / "experiments" / stored.REGISTRY
+REGISTRY = ROOT / "pfcore" / "runs" / store.REGISTRY
 
 
 def text() -> str:
     """What the registry is to hold."""
-    return json.dumps(stored.describe(RECORDS), indent=1) + "\n"
+    return json.dumps(store.describe(RECORDS), indent=1) + "\n"
 
 
 def main() -> int:

@@ -62,13 +62,13 @@ class Asked(NamedTuple):
     Attributes:
       experiments: by name, the settings that every use of it on the page sets itself.
       problems: names of the problems that occur.
-      obtains: whether stored records are looked for.
+      loads: whether stored records are looked for.
       collects: whether the claims of other pages are.
     """
 
     experiments: dict[str, set[str]]
     problems: list[str]
-    obtains: bool
+    loads: bool
     collects: bool
 
 
@@ -85,20 +85,20 @@ def asked(source: str) -> Asked:
     constants = set(_texts(ast.walk(tree)))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     used: dict[str, set[str]] = {}
-    # `configure` says the settings; `run` and `obtain` without it take the profile's.
+    # `configure` says the settings; `run` and `load_or_run` without it take the profile's.
     for name, call in _experiments(calls, "configure"):
         # Settings that come out of a variable are strings elsewhere on the page.
         given = _texts(call.args[1:])
         keys = _keys(constants if len(given) < len(call.args[1:]) else given)
         used[name] = used[name] & keys if name in used else keys
-    for name, call in [*_experiments(calls, "run"), *_experiments(calls, "obtain")]:
+    for name, call in [*_experiments(calls, "run"), *_experiments(calls, "load_or_run")]:
         if len(call.args) == 1:
             used[name] = set()
     named = {text.removeprefix("problem=") for text in constants}
     return Asked(
         experiments=used,
         problems=[name for name in PROBLEMS["quick"] if name in named],
-        obtains=any(_called(call) == "obtain" for call in calls),
+        loads=any(_called(call) == "load_or_run" for call in calls),
         collects=any(_called(call) == "collect" for call in calls),
     )
 
@@ -172,7 +172,7 @@ def summary(facts: Facts) -> str:
     """What to expect, in a few words."""
     quick = facts.measured.get("quick")
     words = f"about {to.expectation(quick)}" if quick else "time not measured"
-    return words + (" with its stored records" if facts.asked.obtains else "") + ", no GPU needed"
+    return words + (" with its stored records" if facts.asked.loads else "") + ", no GPU needed"
 
 
 def sentences(facts: Facts) -> list[str]:
@@ -186,7 +186,7 @@ def sentences(facts: Facts) -> list[str]:
             "It reads what the other chapters found, from the folder <code>claims</code> beside "
             "it: run it on Binder or in a clone, since Colab opens the notebook alone."
         )
-    if facts.asked.obtains:
+    if facts.asked.loads:
         took = f", and took {to.duration(facts.seconds)} in all" if facts.seconds else ""
         said.append(
             "Some of its experiments are stored records, computed beforehand"

@@ -5,6 +5,7 @@ a GPU, a `plan` in pieces that can be checkpointed, and `run(config)`.
 """
 
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,20 +13,18 @@ from typing import Any
 from pfcore import records
 from pfcore.experiments import (
     adaptive_rates,
-    comparing,
+    analysis,
     edge_of_stability,
     flows_at_the_edge,
     hessian_through_training,
     learning_rate_change,
-    methods,
-    running,
-    settings,
-    stored,
+    optimizers,
 )
-from pfcore.experiments.problems import PROBLEMS, Problem
-from pfcore.experiments.running import Interrupted
+from pfcore.runs import execution, overrides, problems, store, training
+from pfcore.runs.execution import Interrupted
+from pfcore.runs.problems import PROBLEMS, Problem
+from pfcore.runs.profiles import PROFILE_VARIABLE, profile_in_force
 
-PROFILE_VARIABLE = "PFCORE_PROFILE"
 KEEP_VARIABLE = "PFCORE_KEEP_RECORDS"
 EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module
@@ -39,17 +38,26 @@ EXPERIMENTS: dict[str, ModuleType] = {
 }
 
 
-def profile_in_force() -> str:
-    """The profile asked for by the environment variable `PFCORE_PROFILE`; "quick" if none is."""
-    return os.environ.get(PROFILE_VARIABLE) or "quick"
+# Modules under the names that they had in this package up to version 0.2.
+_MOVED = {
+    "comparing": analysis,
+    "methods": optimizers,
+    "problems": problems,
+    "running": execution,
+    "settings": overrides,
+    "stored": store,
+    "training": training,
+}
+for _name, _module in _MOVED.items():
+    sys.modules[f"{__name__}.{_name}"] = globals()[_name] = _module
 
 
 def summary(name: str) -> str:
     """One line on what an experiment does."""
-    return (_module(name).run.__doc__ or "").splitlines()[0]
+    return (_experiment(name).run.__doc__ or "").splitlines()[0]
 
 
-def _module(name: str) -> ModuleType:
+def _experiment(name: str) -> ModuleType:
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
@@ -73,10 +81,10 @@ def configure(name: str, *changes: str, profile: str | None = None) -> Any:
       (0.1, 'digits')
     """
     chosen = profile_in_force() if profile is None else profile
-    known = _module(name).PROFILES
+    known = _experiment(name).PROFILES
     if chosen not in known:
         raise ValueError(f"unknown profile {chosen!r}; choose one of {', '.join(known)}")
-    return settings.replace(known[chosen], changes, profile=chosen)
+    return overrides.replace(known[chosen], changes, profile=chosen)
 
 
 def run(
@@ -106,10 +114,10 @@ def run(
       Interrupted: stopped by Ctrl-C; what was done is kept, where there is an `out`.
     """
     config = configure(name) if config is None else config
-    return _module(name).run(config, out=out, resume=resume, progress=progress)
+    return _experiment(name).run(config, out=out, resume=resume, progress=progress)
 
 
-def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> records.Record:
+def load_or_run(name: str, config: Any = None, *, folder: str | Path = "records") -> records.Record:
     """The record of a configuration: a stored one if there is one, else it is computed now.
 
     It is looked for in `folder`, then in the folder that the environment variable `PFCORE_RECORDS`
@@ -135,26 +143,30 @@ def obtain(name: str, config: Any = None, *, folder: str | Path = "records") -> 
     config = configure(name) if config is None else config
     wanted = records.jsonable({"experiment": name, "config": config})
     keep = bool(os.environ.get(KEEP_VARIABLE))
-    found = stored.find(folder, wanted)
+    found = store.find(folder, wanted)
     if found is None and not keep:
-        found = stored.elsewhere(wanted)
+        found = store.elsewhere(wanted)
     if found is not None:
         return found
     out = Path(folder) / f"{name}-{records.digest(wanted)}" if keep else None
     return run(name, config, out=out, resume=keep, progress=keep or profile_in_force() == "full")
 
 
+obtain = load_or_run  # its name up to version 0.2
+
 __all__ = [
     "EXPERIMENTS",
+    "KEEP_VARIABLE",
     "PROBLEMS",
+    "PROFILE_VARIABLE",
     "Interrupted",
     "Problem",
-    "comparing",
+    "analysis",
     "configure",
-    "methods",
+    "load_or_run",
     "obtain",
+    "optimizers",
     "profile_in_force",
     "run",
-    "running",
     "summary",
 ]

@@ -13,9 +13,10 @@ from jaxtyping import Array
 from pfcore import curvature
 from pfcore._checks import check_count
 from pfcore._trees import Params, real_dtype
-from pfcore.experiments import methods, running
-from pfcore.experiments.problems import PROBLEMS, Built, Data, Problem, build
+from pfcore.experiments import optimizers
 from pfcore.records import Record
+from pfcore.runs import execution
+from pfcore.runs.problems import PROBLEMS, Data, Problem, TrainingProblem, build
 
 NAME = "adaptive-rates"
 UNITS = ("steps", "gradients")
@@ -90,7 +91,7 @@ PROFILES = {
 class Setup(NamedTuple):
     """What one compiled run depends on besides arrays."""
 
-    built: Built
+    built: TrainingProblem
     name: str
     choices: tuple[tuple[str, Any], ...]
     batch_size: int | None
@@ -178,7 +179,7 @@ def _train(
     setup: Setup, data: Data, params: Params, key: Array, numbers: dict[str, Array]
 ) -> Measured:
     """One run, from the start to the end of its budget or its first loss that is not finite."""
-    method = methods.build(setup.name, numbers, setup.choices)
+    method = optimizers.build(setup.name, numbers, setup.choices)
     scaling = optax.with_extra_args_support(method.scaling)
     built, dtype = setup.built, real_dtype(params)
     whole, accuracy = built.loss(data), built.accuracy(data)
@@ -198,7 +199,7 @@ def _train(
                 gradient,
                 position.state,
                 position.params,
-                **method.extras(methods.Step(loss, value, gradient)),
+                **method.extras(optimizers.Step(loss, value, gradient)),
             )
             if method.rate is None:
                 rate = optax.tree.norm(updates) / optax.tree.norm(gradient)
@@ -296,7 +297,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"{field} must name at least one, got {getattr(config, field)!r}")
 
 
-def plan(config: Config) -> running.Plan:
+def plan(config: Config) -> execution.Plan:
     """Method after method, seed after seed; each run is a piece."""
     _check(config)
     built = build(config.problem, seed=config.seeds[0])
@@ -308,7 +309,7 @@ def plan(config: Config) -> running.Plan:
                 f"batch_size must be at most the {num_samples} training samples, "
                 f"got {config.batch_size}"
             )
-    specs = [methods.read(text) for text in config.methods]
+    specs = [optimizers.read(text) for text in config.methods]
     num_measurements = config.budget // config.every
     shape = (len(specs), len(config.seeds))
     dtype = real_dtype(built.params)
@@ -358,13 +359,13 @@ def plan(config: Config) -> running.Plan:
         # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
         return jax.tree.map(fill, found, jax.device_get(new))
 
-    def outcome(found: Measured) -> running.Outcome:
+    def outcome(found: Measured) -> execution.Outcome:
         diverged = ~np.isfinite(found.loss[..., -1])
         # A run stops with the step that saw such a loss. Where only the last measurement sees it,
         # this is the step that led there.
         ends = np.where(diverged, found.step[..., -1] - 1, -1).astype(np.int32)
         arrays = {name: array for name, array in found._asdict().items() if array is not None}
-        return running.Outcome(
+        return execution.Outcome(
             arrays | {"diverged_at_step": ends},
             int(ends[diverged].min()) if diverged.any() else None,
         )
@@ -373,7 +374,7 @@ def plan(config: Config) -> running.Plan:
         done = int(np.sum(found.step[..., -1] > 0))
         return {"next": config.methods[done // shape[1]]} if done < shape[0] * shape[1] else {}
 
-    return running.Plan(built, shape[0] * shape[1], start, advance, outcome, show=show)
+    return execution.Plan(built, shape[0] * shape[1], start, advance, outcome, show=show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
@@ -391,4 +392,4 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       `loss_each_step` and `rate_each_step` one after another, NaN where a step cost more than one
       unit. `diverged_at_step` [methods, seeds] is -1 where training did not diverge.
     """
-    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)
+    return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

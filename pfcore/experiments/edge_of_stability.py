@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from pfcore._checks import check_learning_rate
-from pfcore.experiments import running, training
-from pfcore.experiments.problems import PROBLEMS, Problem, build
 from pfcore.records import Record
+from pfcore.runs import execution, training
+from pfcore.runs.problems import PROBLEMS, Problem, build
 
 NAME = "edge-of-stability"
 
@@ -52,7 +52,7 @@ PROFILES = {
 }
 
 
-def plan(config: Config) -> running.Plan:
+def plan(config: Config) -> execution.Plan:
     """The run, in pieces of `checkpoint_every` steps."""
     check_learning_rate(config.learning_rate)
     cuts = training.pieces(config.num_steps, config.checkpoint_every, config.every)
@@ -82,13 +82,13 @@ def plan(config: Config) -> running.Plan:
         _, found, done = state
         return training.shown(found, int(done))
 
-    def outcome(state) -> running.Outcome:
+    def outcome(state) -> execution.Outcome:
         _, found, done = state
         return training.outcome(
             jax.tree.map(lambda x: x[:done], found), config.every, first=config.first_step
         )
 
-    return running.Plan(built, len(cuts), start, advance, outcome, ended, show)
+    return execution.Plan(built, len(cuts), start, advance, outcome, ended, show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
@@ -109,4 +109,4 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       and `gradient_along_top` [M], the gradient along the top eigenvector. A run that diverges ends
       with the first loss that is not finite.
     """
-    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)
+    return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

@@ -13,10 +13,10 @@ import pfcore
 from pfcore import curvature, stability
 from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import Params, add_scaled, ravel
-from pfcore.experiments import running, training
-from pfcore.experiments.problems import PROBLEMS, Problem, build
 from pfcore.flows import Flow, named_flow, principal_flow
 from pfcore.records import Record
+from pfcore.runs import execution, training
+from pfcore.runs.problems import PROBLEMS, Problem, build
 
 NAME = "flows-at-the-edge"
 
@@ -64,7 +64,7 @@ PROFILES = {
 }
 
 
-def plan(config: Config) -> running.Plan:
+def plan(config: Config) -> execution.Plan:
     """One piece for each start and each of gradient descent and the flows."""
     starts = [check_count("every start", s, minimum=0) for s in config.starts]
     if not starts or sorted(starts) != starts:
@@ -175,7 +175,7 @@ def plan(config: Config) -> running.Plan:
         arrays["eigenvalue"][at] = jax.device_get(tracked.values[:, 0])
         return params, vector, path, arrays, lost
 
-    def outcome(state) -> running.Outcome:
+    def outcome(state) -> execution.Outcome:
         *_, arrays, lost = state
         gone = ~np.isfinite(arrays["loss"][:, 0])
         first = min((starts[p] + k for p, k in np.argwhere(gone).tolist()), default=None)
@@ -187,12 +187,12 @@ def plan(config: Config) -> running.Plan:
                 stability.stability_coefficient("principal", h, arrays["start_eigenvalue"])
             ),
         }
-        return running.Outcome(extra | arrays, first)
+        return execution.Outcome(extra | arrays, first)
 
     def ended(state) -> bool:
         return bool(state[-1] >= 0)
 
-    return running.Plan(built, len(starts) * len(names), start, advance, outcome, ended)
+    return execution.Plan(built, len(starts) * len(names), start, advance, outcome, ended)
 
 
 def stacked(path: Params) -> np.ndarray:
@@ -220,4 +220,4 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       `stability_coefficient` (principal flow), `gradient_share` (of the squared norm, along that
       eigenvector), `slice_offset` and `slice_loss` [P, S], the loss along it.
     """
-    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)
+    return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

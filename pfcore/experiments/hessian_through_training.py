@@ -9,9 +9,9 @@ import numpy as np
 from pfcore import curvature
 from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import num_entries
-from pfcore.experiments import running, training
-from pfcore.experiments.problems import PROBLEMS, Problem, build
 from pfcore.records import Record
+from pfcore.runs import execution, training
+from pfcore.runs.problems import PROBLEMS, Problem, build
 
 NAME = "hessian-through-training"
 
@@ -53,7 +53,7 @@ PROFILES = {
 }
 
 
-def plan(config: Config) -> running.Plan:
+def plan(config: Config) -> execution.Plan:
     """One piece for each step at which the spectrum is taken."""
     steps = [check_count("every step", s, minimum=0) for s in config.steps]
     if not steps or sorted(set(steps)) != steps:
@@ -114,12 +114,12 @@ def plan(config: Config) -> running.Plan:
         done = np.sum(~np.isnan(state[1]["test_accuracy"]))
         return bool(done) and not np.isfinite(state[1]["loss"][done - 1])
 
-    def outcome(state) -> running.Outcome:
+    def outcome(state) -> execution.Outcome:
         arrays = state[1]
         done = int(np.sum(~np.isnan(arrays["test_accuracy"])))
         diverged = steps[done - 1] if ended(state) else None
         kept = {name: array[:done] for name, array in arrays.items()}
-        return running.Outcome({"step": np.array(steps[:done], np.int32)} | kept, diverged)
+        return execution.Outcome({"step": np.array(steps[:done], np.int32)} | kept, diverged)
 
     def show(state) -> dict[str, str]:
         done = int(np.sum(~np.isnan(state[1]["test_accuracy"])))
@@ -130,7 +130,7 @@ def plan(config: Config) -> running.Plan:
             "sharpness": f"{state[1]['eigenvalues'][done - 1, 0]:.3g}",
         }
 
-    return running.Plan(built, points, start, advance, outcome, ended, show)
+    return execution.Plan(built, points, start, advance, outcome, ended, show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
@@ -147,4 +147,4 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       `residuals` [P, k], `smallest` (eigenvalue), `nodes` and `weights` [P, probes, depth] of the
       spectral density (`pfcore.curvature.SpectralDensity`), `trace` and `trace_error`.
     """
-    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)
+    return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

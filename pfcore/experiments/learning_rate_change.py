@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from pfcore._checks import check_learning_rate
-from pfcore.experiments import running, training
-from pfcore.experiments.problems import PROBLEMS, Problem, build
 from pfcore.records import Record
+from pfcore.runs import execution, training
+from pfcore.runs.problems import PROBLEMS, Problem, build
 
 NAME = "learning-rate-change"
 
@@ -57,7 +57,7 @@ PROFILES = {
 }
 
 
-def plan(config: Config) -> running.Plan:
+def plan(config: Config) -> execution.Plan:
     """The part before the change, then one branch after another, in pieces."""
     every = config.every
     if not 0 < config.change_at < config.num_steps:
@@ -93,7 +93,7 @@ def plan(config: Config) -> running.Plan:
         position, new = trainer.advance(position, rate, cuts[piece])
         return position, change, training.filled(found, sum(cuts[:piece]), new)
 
-    def outcome(state) -> running.Outcome:
+    def outcome(state) -> execution.Outcome:
         *_, found = state
         common, rest = sum(before), sum(after)
         branches = [
@@ -113,13 +113,13 @@ def plan(config: Config) -> running.Plan:
             step < config.change_at, 1.0, np.array(config.factors)[:, None]
         )
         ends = [o.diverged_at_step for o in outcomes if o.diverged_at_step is not None]
-        return running.Outcome(arrays, min(ends, default=None))
+        return execution.Outcome(arrays, min(ends, default=None))
 
     def show(state) -> dict[str, str]:
         *_, found = state
         return training.shown(found, int(np.sum(found.num_products > 0)))
 
-    return running.Plan(built, len(cuts), start, advance, outcome, show=show)
+    return execution.Plan(built, len(cuts), start, advance, outcome, show=show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
@@ -137,4 +137,4 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       without it), and `learning_rate`. Past a divergence arrays hold NaN; `diverged_at_step` is
       the first of all.
     """
-    return running.execute(plan(config), {"experiment": NAME, "config": config}, **options)
+    return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

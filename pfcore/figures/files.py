@@ -17,9 +17,10 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pfcore import experiments, records
 from pfcore.figures import parts, table
 from pfcore.figures.style import STYLE
+from pfcore.provenance import provenance, sources
+from pfcore.runs.profiles import profile_in_force
 
 _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
@@ -117,16 +118,16 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 @functools.cache
 def _computer() -> dict[str, Any]:
-    return records.provenance()
+    return provenance()
 
 
 def _origin() -> dict[str, Any]:
     """Where what this process draws comes from."""
     return _computer() | {
         "python": platform.python_version(),
-        "profile": experiments.profile_in_force(),
+        "profile": profile_in_force(),
         "jax_enable_x64": jax.config.read("jax_enable_x64"),
-        "sources": records.sources(),
+        "sources": sources(),
     }
 
 

@@ -12,11 +12,11 @@ from jaxtyping import Array
 from pfcore import curvature, stability
 from pfcore._checks import ScalarLike, check_count, check_learning_rate, check_positive
 from pfcore._trees import Params, add_scaled, ravel, real_dtype
-from pfcore.experiments.problems import Built, Data
-from pfcore.experiments.running import Outcome
+from pfcore.runs.execution import Outcome
+from pfcore.runs.problems import Data, TrainingProblem
 
 
-class Position(NamedTuple):
+class TrainState(NamedTuple):
     """Where training stands.
 
     Attributes:
@@ -71,7 +71,7 @@ class Trainer:
       tolerance: of the eigenpairs' residuals.
     """
 
-    built: Built
+    built: TrainingProblem
     num_eigenpairs: int
     every: int = 1
     tolerance: float = 1e-3
@@ -81,17 +81,17 @@ class Trainer:
         check_count("every", self.every, minimum=1)
         check_positive("tolerance", self.tolerance)
 
-    def start(self, seed: int) -> Position:
+    def start(self, seed: int) -> TrainState:
         """At the initial parameters, the eigenpairs searched from nothing."""
         return self._begin(self.built.data, self.built.params, jax.random.key(seed))
 
-    def begin(self, params: Params, seed: int) -> Position:
+    def begin(self, params: Params, seed: int) -> TrainState:
         """At other parameters, likewise."""
         return self._begin(self.built.data, params, jax.random.key(seed))
 
     def advance(
-        self, position: Position, learning_rate: ScalarLike, num_measurements: int
-    ) -> tuple[Position, Measured]:
+        self, position: TrainState, learning_rate: ScalarLike, num_measurements: int
+    ) -> tuple[TrainState, Measured]:
         """`num_measurements` times: measure, then `every` steps of gradient descent."""
         rate = check_learning_rate(learning_rate)
         return self._advance(self.built.data, position, rate, num_measurements)
@@ -114,17 +114,17 @@ class Trainer:
         )
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _begin(self, data: Data, params: Params, key: Array) -> Position:
-        return Position(params, self._tracker(data).init(params, key))
+    def _begin(self, data: Data, params: Params, key: Array) -> TrainState:
+        return TrainState(params, self._tracker(data).init(params, key))
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
     def _advance(
-        self, data: Data, position: Position, rate: Array, num_measurements: int
-    ) -> tuple[Position, Measured]:
+        self, data: Data, position: TrainState, rate: Array, num_measurements: int
+    ) -> tuple[TrainState, Measured]:
         loss, accuracy = self.built.loss(data), self.built.accuracy(data)
         tracker = self._tracker(data)
 
-        def measured(position: Position) -> dict[str, Any]:
+        def measured(position: TrainState) -> dict[str, Any]:
             params, (pairs, _, gradient, *_) = position
             flat, _ = ravel(gradient)
             along = jax.vmap(lambda u: ravel(u)[0])(pairs.vectors) @ flat
@@ -147,12 +147,12 @@ class Trainer:
             value, gradient = jax.value_and_grad(loss)(params)
             return add_scaled(params, -rate, gradient), value
 
-        def step(position: Position, _):
+        def step(position: TrainState, _):
             found = measured(position)
             params = add_scaled(position.params, -rate, position.tracked.gradient)
             params, between = jax.lax.scan(plain_step, params, length=self.every - 1)
             each = jnp.concatenate([found["loss"][None], between])
-            position = Position(params, tracker.update(params, position.tracked))
+            position = TrainState(params, tracker.update(params, position.tracked))
             return position, Measured(loss_each_step=each, **found)
 
         return jax.lax.scan(step, position, length=num_measurements)

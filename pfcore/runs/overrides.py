@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from pfcore.experiments.problems import PROBLEMS, Problem
+from pfcore.runs.problems import PROBLEMS, Problem
 
 
 def parsed(key: str, text: str, hint: Any, profile: str = "quick") -> Any:

@@ -17,7 +17,7 @@ from optax import contrib
 from pfcore import learning_rates
 from pfcore._checks import Loss, check_learning_rate
 from pfcore._trees import Params
-from pfcore.experiments.settings import parsed
+from pfcore.runs.overrides import parsed
 
 FORWARD, PRODUCT = 1 / 3, 2.0  # in gradients
 MOST = 5.0  # the largest learning rate of every method that chooses its own

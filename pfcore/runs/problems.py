@@ -94,7 +94,7 @@ class Data(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Built:
+class TrainingProblem:
     """A problem, ready to train. Two that were built alike are equal, so that what was compiled for
     one serves the other.
 
@@ -122,7 +122,7 @@ class Built:
         return self.problem, self.seed, self.sha256
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Built) and self._key() == other._key()
+        return isinstance(other, TrainingProblem) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -174,7 +174,7 @@ def _place(array: np.ndarray) -> jax.Array:
     return jax.device_put(array, jax.NamedSharding(mesh, spec))
 
 
-def build(problem: Problem, *, seed: int) -> Built:
+def build(problem: Problem, *, seed: int) -> TrainingProblem:
     """Load the data and draw the network's initial weights.
 
     Args:
@@ -230,4 +230,4 @@ def build(problem: Problem, *, seed: int) -> Built:
         )[0]
 
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return Built(problem, seed, params, data, loss, accuracy, found.source, found.sha256)
+    return TrainingProblem(problem, seed, params, data, loss, accuracy, found.source, found.sha256)

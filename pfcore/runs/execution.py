@@ -17,7 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pfcore import records
-from pfcore.experiments.problems import Built
+from pfcore.provenance import jsonable, note_source, provenance
+from pfcore.runs import folder
+from pfcore.runs.problems import TrainingProblem
 
 State = Any  # a pytree of arrays
 
@@ -47,7 +49,7 @@ class Plan(NamedTuple):
       show: `show(state) -> dict`, numbers for the progress bar.
     """
 
-    built: Built
+    built: TrainingProblem
     num_pieces: int
     start: Callable[[], State]
     advance: Callable[[State, int], State]
@@ -115,17 +117,17 @@ def execute(
     if resume and out is None:
         raise ValueError("resume needs the folder to resume from (out)")
     if out is not None:
-        records.claim(out, run, resume=resume)
+        folder.reserve(out, run, resume=resume)
         if records.is_finished(out):
             record = records.read(out)
-            records.forget_run(out)
+            folder.forget_run(out)
             return record
     state = plan.start()
     checkpoints, done, before = None, 0, 0.0
     if out is not None:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        records.begin(out, run, num_bytes=4 * size + 2**20)
-        checkpoints = records.Checkpoints(out)
+        folder.begin(out, run, num_bytes=4 * size + 2**20)
+        checkpoints = folder.Checkpoints(out)
         if (restored := checkpoints.restore((state, np.float64(0)))) is not None:
             done, (state, before) = restored
     began = time.perf_counter()
@@ -153,14 +155,14 @@ def execute(
         "diverged": outcome.diverged_at_step is not None,
         "diverged_at_step": outcome.diverged_at_step,
         "wall_time_s": round(float(before) + time.perf_counter() - began, 3),
-        **records.provenance(),
+        **provenance(),
     }
-    record = records.Record(outcome.arrays, records.jsonable(info))
+    record = records.Record(outcome.arrays, jsonable(info))
     # How long it took says nothing of what was computed, and is never the same twice.
-    records.note_source("computed record", **{k: v for k, v in info.items() if k != "wall_time_s"})
+    note_source("computed record", **{k: v for k, v in info.items() if k != "wall_time_s"})
     if out is not None and checkpoints is not None:
         with _undisturbed():
             records.write(record, out)
             checkpoints.close()
-            records.forget_run(out)
+            folder.forget_run(out)
     return record

@@ -30,8 +30,8 @@ def interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
       level: of confidence.
 
     Example:
-      >>> from pfcore.experiments import comparing
-      >>> mean, half_width = comparing.interval([1.0, 2.0, 3.0])
+      >>> from pfcore.experiments import analysis
+      >>> mean, half_width = analysis.interval([1.0, 2.0, 3.0])
       >>> float(mean), round(float(half_width), 2)
       (2.0, 2.48)
     """
