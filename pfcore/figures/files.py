@@ -17,13 +17,16 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pfcore.figures import parts, table
-from pfcore.figures.style import STYLE
+from pfcore.figures import carried
+from pfcore.figures.style import COLORS, LABELS, STYLE
+from pfcore.figures.themes import themed
 from pfcore.provenance import provenance, sources
 from pfcore.runs.profiles import profile_in_force
 
 _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
+# What is drawn in a flow's colour is that flow, if nothing else is said.
+_NAMES = {color.lower(): LABELS[name] for name, color in COLORS.items()}
 
 
 class Contents(NamedTuple):
@@ -36,6 +39,11 @@ class Contents(NamedTuple):
 
     csv: str
     provenance: dict[str, Any]
+
+
+def _look(theme: str) -> carried.Look:
+    paper = themed("#ffffff", theme)  # refuses a theme that is not known
+    return carried.Look(STYLE, paper, lambda color, fill: themed(color, theme, fill=fill))
 
 
 def redraw(csv: str | Path, theme: str = "light", frame: int = -1) -> Figure:
@@ -53,7 +61,7 @@ def redraw(csv: str | Path, theme: str = "light", frame: int = -1) -> Figure:
       ValueError: the text is no figure's data, or the theme is not known.
       OSError: the file cannot be read.
     """
-    return parts.put_together(table.from_csv(csv), theme, frame)
+    return carried.put_together(carried.from_csv(csv), _look(theme), frame)
 
 
 def picture(csv: str | Path, theme: str = "light") -> bytes:
@@ -62,9 +70,9 @@ def picture(csv: str | Path, theme: str = "light") -> bytes:
     Raises:
       ValueError, OSError: as for `redraw`.
     """
-    drawing = table.from_csv(csv)
+    drawing, look = carried.from_csv(csv), _look(theme)
     frames = [
-        parts.put_together(drawing, theme, frame) for frame in range(parts.num_frames(drawing))
+        carried.put_together(drawing, look, frame) for frame in range(carried.num_frames(drawing))
     ]
     return _png([_pixels(figure) for figure in frames], drawing)
 
@@ -75,7 +83,7 @@ def _pixels(figure: Figure) -> Image.Image:
     return Image.open(out).convert("RGB")
 
 
-def _png(frames: Sequence[Image.Image], drawing: parts.Drawing, chunks: Any = None) -> bytes:
+def _png(frames: Sequence[Image.Image], drawing: carried.Drawing, chunks: Any = None) -> bytes:
     """One picture, or a moving one that plays once and stands still."""
     out = io.BytesIO()
     dots = (drawing.page["dots"],) * 2
@@ -142,7 +150,7 @@ def png(figure: Figure) -> bytes:
         # Laid out once more when it is saved, what stands in it would move by a pixel.
         figure.draw_without_rendering()
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
-    drawing = parts.take_apart(figure)
+    drawing = carried.take_apart(figure, _NAMES)
     data = _png([_pixels(figure)], drawing, _chunks(drawing))
     if layout is not None:
         figure.set_layout_engine(layout)
@@ -166,15 +174,15 @@ def animation(
     drawings, frames = [], []
     for number in range(num_frames):
         draw(number)
-        drawings.append(parts.take_apart(figure))
+        drawings.append(carried.take_apart(figure, _NAMES))
         frames.append(_pixels(figure))
-    drawing = parts.join(drawings, milliseconds)
+    drawing = carried.join(drawings, milliseconds)
     return _png(frames, drawing, _chunks(drawing))
 
 
-def _chunks(drawing: parts.Drawing) -> PngInfo:
+def _chunks(drawing: carried.Drawing) -> PngInfo:
     chunks = PngInfo()
-    chunks.add_itxt(_DATA, table.to_csv(drawing), zip=True)
+    chunks.add_itxt(_DATA, carried.to_csv(drawing, program="pfcore.figures.redraw"), zip=True)
     chunks.add_itxt(_PROVENANCE, json.dumps(_origin(), ensure_ascii=False), zip=True)
     return chunks
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pfcore.figures.parts import COORDINATES, Drawing, Part
+from pfcore.figures.carried.drawing import COORDINATES, Drawing, Part
 
 _LOOK = "# look: "
 _MEANING = {
@@ -47,7 +47,7 @@ def _axis_words(drawing: Drawing, panel: dict[str, Any], name: str) -> str:
     return f"{name}: {words}" + ("" if scale == "linear" else f" ({scale} scale)")
 
 
-def _header(drawing: Drawing, columns: list[str]) -> list[str]:
+def _header(drawing: Drawing, columns: list[str], program: str) -> list[str]:
     """What a reader needs to know of the numbers."""
     lines = [
         "The numbers that a figure shows. Lines that begin with this mark are the header.",
@@ -71,7 +71,7 @@ def _header(drawing: Drawing, columns: list[str]) -> list[str]:
         lines.append(f'  panel {part.panel}, "{_one_line(part.series)}": {part.kind}, {rows}{note}')
     lines += [
         "",
-        "pfcore.figures.redraw draws the figure from this file alone. The next line is its look,",
+        f"{program} draws the figure from this file alone. The next line is its look,",
         "as JSON: everything but the numbers.",
     ]
     return [f"# {line}".rstrip() for line in lines]
@@ -83,8 +83,13 @@ def _cell(value: Any) -> str:
     return f"{int(value)}" if isinstance(value, int | np.integer) else f"{float(value):.7g}"
 
 
-def to_csv(drawing: Drawing) -> str:
-    """The parts of a figure as the text of a CSV file."""
+def to_csv(drawing: Drawing, *, program: str) -> str:
+    """The parts of a figure as the text of a CSV file.
+
+    Args:
+      drawing: the parts.
+      program: what draws the figure again, for the header.
+    """
     used = [
         n for n in ("piece", "x", "y", "z", "value") if any(n in p.columns for p in drawing.parts)
     ]
@@ -99,7 +104,7 @@ def to_csv(drawing: Drawing) -> str:
         ],
     }
     out = io.StringIO()
-    out.write("\n".join(_header(drawing, columns)) + "\n")
+    out.write("\n".join(_header(drawing, columns, program)) + "\n")
     out.write(_LOOK + json.dumps(look, ensure_ascii=False, separators=(",", ":")) + "\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)

@@ -1,0 +1,505 @@
+"""A finished Matplotlib figure taken apart into numbers and looks."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import colors, patheffects
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+from matplotlib.path import Path
+from matplotlib.scale import SymmetricalLogTransform
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Transform
+from mpl_toolkits.mplot3d import Axes3D, art3d
+
+from pfcore.figures.carried.drawing import COORDINATES, Drawing, Part, hex_color, rounded
+
+
+def _coordinates(artist: Artist, ax: Axes, transform: Transform | None = None) -> str | None:
+    """Which of `COORDINATES` an artist is drawn in; None for any other."""
+    transform = artist.get_transform() if transform is None else transform
+    across, up = transform.contains_branch_seperately(ax.transData)
+    if across and up:
+        return COORDINATES[0]
+    if across:
+        return COORDINATES[1]
+    if up:
+        return COORDINATES[2]
+    return COORDINATES[3] if transform.contains_branch(ax.transAxes) else None
+
+
+def _line_look(line: Any) -> dict[str, Any]:
+    pattern = line._unscaled_dash_pattern
+    drawn = line.get_linestyle() not in ("None", "none", " ", "") and line.get_linewidth() > 0
+    marker = line.get_marker()
+    look: dict[str, Any] = {"color": hex_color(line.get_color(), line.get_alpha())}
+    look["width"] = line.get_linewidth() if drawn else 0
+    if drawn and pattern[1] is not None:
+        look["dashes"] = [pattern[0], list(pattern[1])]
+    if drawn and line.get_drawstyle() != "default":
+        look["drawstyle"] = line.get_drawstyle()
+    look["cap"] = line.get_dash_capstyle() if "dashes" in look else line.get_solid_capstyle()
+    if marker not in (None, "None", "none", " ", ""):
+        look["marker"] = {
+            "shape": rounded(marker) if isinstance(marker, int | np.integer) else str(marker),
+            "size": line.get_markersize(),
+            "face": _face(line.get_markerfacecolor(), line.get_alpha()),
+            "edge": hex_color(line.get_markeredgecolor(), line.get_alpha()),
+            "edge_width": line.get_markeredgewidth(),
+            "every": rounded(line.get_markevery()),
+        }
+    return look
+
+
+def _face(color: Any, opacity: float | None = None) -> str | None:
+    return None if isinstance(color, str) and color.lower() == "none" else hex_color(color, opacity)
+
+
+def _piece_columns(pieces: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Pieces of [n, 2] or [n, 3] as columns."""
+    kept = [np.asarray(piece, float) for piece in pieces if len(piece)]
+    width = kept[0].shape[1] if kept else 2
+    joined = np.concatenate(kept) if kept else np.zeros((0, width))
+    number = np.repeat(np.arange(len(kept)), [len(piece) for piece in kept])
+    return {"piece": number, **dict(zip("xyz", joined.T, strict=False))}
+
+
+def _subpaths(path: Any) -> list[np.ndarray]:
+    """The pieces of a path without curves; a closed piece ends where it began."""
+    if path.codes is None:
+        return [path.vertices]
+    pieces: list[list[Any]] = []
+    for vertex, code in zip(path.vertices, path.codes, strict=True):
+        if code == Path.MOVETO:
+            pieces.append([vertex])
+        elif code == Path.LINETO:
+            pieces[-1].append(vertex)
+        elif code == Path.CLOSEPOLY:
+            pieces[-1].append(pieces[-1][0])
+        elif code != Path.STOP:
+            raise TypeError("a figure that carries its data has no curved outlines")
+    return [np.asarray(piece) for piece in pieces]
+
+
+def _cycled(values: Any, place: int, default: Any) -> Any:
+    """Collections repeat what they have too few of."""
+    return values[place % len(values)] if len(values) else default
+
+
+def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Kind, columns and look of a collection whose pieces are drawn where they are."""
+    faces, edges = artist.get_facecolor(), artist.get_edgecolor()
+    widths, styles = artist.get_linewidth(), artist.get_linestyle()
+    if isinstance(artist, art3d.Poly3DCollection):
+        points = np.asarray(artist._faces, float)
+        pieces = [face[np.all(np.isfinite(face), axis=1)] for face in points]
+        faces = artist._facecolor3d
+        edges = artist._edgecolor3d
+    else:
+        pieces, owners = [], []
+        for i, path in enumerate(artist.get_paths()):
+            parts = _subpaths(path)
+            pieces += parts
+            owners += [i] * len(parts)
+        faces = [_cycled(faces, i, (0, 0, 0, 0)) for i in owners]
+        edges = [_cycled(edges, i, (0, 0, 0, 0)) for i in owners]
+        widths = [_cycled(widths, i, 0) for i in owners]
+        styles = [_cycled(styles, i, (0, None)) for i in owners]
+    kept = [i for i, piece in enumerate(pieces) if len(piece)]
+    number = len(kept)
+
+    def each(values: Any, convert: Any, default: Any) -> Any:
+        """One value where all pieces share it, else a list."""
+        found = [convert(_cycled(values, i, default)) for i in kept]
+        return found[0] if found and all(item == found[0] for item in found) else found
+
+    look = {
+        "face": each(faces, hex_color, (0, 0, 0, 0)),
+        "edge": each(edges, hex_color, (0, 0, 0, 0)),
+        "width": each(widths, float, 0),
+    }
+    dashes = each(styles, lambda s: None if s[1] is None else [s[0], list(s[1])], (0, None))
+    if dashes is not None and number:
+        look["dashes"] = dashes
+    filled = isinstance(artist, PolyCollection) or look["face"] not in ("#00000000", [])
+    surface = isinstance(artist, art3d.Poly3DCollection)
+    kind = "surface" if surface else "area" if filled else "lines"
+    columns = _piece_columns(pieces[i] for i in kept)
+    if isinstance(artist, ContourSet):  # interpolated; more digits would be no data
+        columns |= {name: np.array(rounded(columns[name], 5)) for name in "xy"}
+    return kind, columns, look
+
+
+def _image(image: AxesImage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """An image as a table: a row for each of its cells, with the cell's middle."""
+    values = np.asarray(image.get_array())
+    left, right, bottom, top = image.get_extent()
+    rows, cols = values.shape[:2]
+    x = left + (np.arange(cols) + 0.5) / cols * (right - left)
+    y = bottom + (np.arange(rows) + 0.5) / rows * (top - bottom)
+    if image.origin == "upper":
+        y = y[::-1]
+    grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
+    look: dict[str, Any] = {
+        "shape": [rows, cols],
+        "extent": [left, right, bottom, top],
+        "origin": image.origin,
+        "interpolation": image.get_interpolation(),
+        "opacity": image.get_alpha(),
+    }
+    if values.ndim == 3:
+        value = np.array(
+            [colors.to_hex(tuple(color))[1:] for color in values.reshape(rows * cols, -1)]
+        )
+    else:
+        value = np.ma.filled(values.astype(float), np.nan).ravel()
+        look |= {
+            "colors": image.get_cmap().name,
+            "limits": list(image.get_clim()),
+            "scale": type(image.norm).__name__,
+        }
+    return {"x": grid_x.ravel(), "y": grid_y.ravel(), "value": value}, look
+
+
+def _read(artist: Any, ax: Axes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]] | None:
+    """Kind, columns and look of one artist; None where it shows nothing."""
+    if isinstance(artist, Line2D):
+        data = artist.get_data_3d() if isinstance(artist, art3d.Line3D) else artist.get_data()
+        columns = {
+            name: np.asarray(values, float) for name, values in zip("xyz", data, strict=False)
+        }
+        look = _line_look(artist)
+        if not columns["x"].size or not (look["width"] or "marker" in look):
+            return None
+        return "line", columns, look | {"coordinates": _coordinates(artist, ax)}
+    if isinstance(artist, AxesImage):
+        return "image", *_image(artist)
+    if isinstance(artist, PathCollection):
+        points = np.ma.filled(artist.get_offsets(), np.nan)
+        look = {
+            "outline": rounded(artist.get_paths()[0].vertices),
+            "sizes": rounded(artist.get_sizes()),
+            "face": [hex_color(color) for color in artist.get_facecolor()],
+            "edge": [hex_color(color) for color in artist.get_edgecolor()],
+            "width": float(_cycled(artist.get_linewidth(), 0, 0)),
+        }
+        if not len(points):
+            return None
+        return "points", {"x": points[:, 0], "y": points[:, 1]}, look
+    if isinstance(artist, Collection):
+        kind, columns, look = _collection(artist)
+        if not len(columns["x"]):
+            return None
+        return kind, columns, look | {"coordinates": _coordinates(artist, ax)}
+    if isinstance(artist, Patch):
+        path = artist.get_patch_transform().transform_path(artist.get_path())
+        if not isinstance(artist, Rectangle | Polygon):
+            path = path.interpolated(1).cleaned(curves=False)
+        columns = _piece_columns(_subpaths(path))
+        look = {
+            "face": hex_color(artist.get_facecolor()),
+            "edge": hex_color(artist.get_edgecolor()),
+            "width": artist.get_linewidth(),
+        }
+        inside = artist.get_data_transform()
+        return "area", columns, look | {"coordinates": _coordinates(artist, ax, inside)}
+    raise TypeError(
+        f"a figure that carries its data holds lines, areas, points and images, not a "
+        f"{type(artist).__name__}"
+    )
+
+
+def _series(
+    artist: Artist,
+    kind: str,
+    part: dict[str, np.ndarray],
+    look: dict[str, Any],
+    names: Mapping[str, str],
+) -> str:
+    """What a part is called where nobody gave it a label."""
+    label = str(artist.get_label())
+    if label and not label.startswith("_"):
+        return label.replace("#", "no. ")
+    if kind == "line" and look["coordinates"] == COORDINATES[2] and len(part["x"]) == 2:
+        return f"at y = {part['y'][0]:g}"
+    if kind == "line" and look["coordinates"] == COORDINATES[1] and len(part["x"]) == 2:
+        return f"at x = {part['x'][0]:g}"
+    color = look.get("color") or look.get("edge") or ""
+    return names.get(color[:7].lower(), kind) if isinstance(color, str) else kind
+
+
+def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
+    """Where a point is on the figure, as shares of its width and height."""
+    return list(figure.transFigure.inverted().transform(transform.transform(point)))
+
+
+def _text(text: Any, figure: Any) -> dict[str, Any]:
+    """What is written, and where on the figure."""
+    if isinstance(text, Annotation):
+        text.update_positions(figure.canvas.get_renderer())
+        if text.arrow_patch is not None:
+            raise TypeError("a figure that carries its data has no arrows")
+    found: dict[str, Any] = {
+        "text": text.get_text(),
+        "at": _place(text.get_transform(), text.get_unitless_position(), figure),
+        "size": text.get_fontsize(),
+        "color": hex_color(text.get_color(), text.get_alpha()),
+        "align": [text.get_horizontalalignment(), text.get_verticalalignment()],
+        "order": text.get_zorder(),
+    }
+    if text.get_fontweight() not in ("normal", 400):
+        found["weight"] = text.get_fontweight()
+    if text.get_fontstyle() != "normal":
+        found["style"] = text.get_fontstyle()
+    if text.get_rotation():
+        found |= {"rotation": text.get_rotation(), "rotation_mode": text.get_rotation_mode()}
+    if text.get_linespacing() != 1.2:
+        found["spacing"] = text.get_linespacing()
+    outline: list[Any] = [
+        e for e in text.get_path_effects() if isinstance(e, patheffects.withStroke)
+    ]
+    if outline:
+        found["outline"] = outline[0]._gc["linewidth"]
+    box = text.get_bbox_patch()
+    if box is not None:
+        found["box"] = {
+            "face": _face(box.get_facecolor()),
+            "edge": _face(box.get_edgecolor()),
+            "width": box.get_linewidth(),
+            "style": str(box.get_boxstyle().__class__.__name__).lower(),
+            "pad": box.get_boxstyle().pad,
+        }
+    return found
+
+
+def _legend(legend: Legend, figure: Figure) -> dict[str, Any]:
+    """A legend as what is in it: its frame, its samples and its words, each with its place."""
+    across = figure.transFigure.inverted()
+    frame = legend.get_frame()
+    box = frame.get_window_extent().transformed(across)
+    samples: list[dict[str, Any]] = []
+    for artist in legend.findobj(lambda a: isinstance(a, Line2D | Patch | LineCollection)):
+        if artist is frame or not artist.get_visible():
+            continue
+        if isinstance(artist, Line2D):
+            points = across.transform(artist.get_transform().transform(artist.get_xydata()))
+            sample = {"kind": "line", "at": points, "look": _line_look(artist)}
+        elif isinstance(artist, LineCollection):
+            pieces = [
+                across.transform(artist.get_transform().transform(piece))
+                for piece in artist.get_segments()
+            ]
+            sample = {"kind": "lines", "at": pieces, "look": _collection(artist)[2]}
+        elif isinstance(artist, Patch):
+            path: Any = artist.get_transform().transform_path(artist.get_path())
+            sample = {
+                "kind": "area",
+                "at": across.transform(path.vertices[:4]),
+                "look": {
+                    "face": hex_color(artist.get_facecolor()),
+                    "edge": hex_color(artist.get_edgecolor()),
+                    "width": artist.get_linewidth(),
+                },
+            }
+        samples.append(sample)
+    texts = [t for t in legend.findobj(Text) if t.get_visible() and t.get_text()]
+    found: dict[str, Any] = {"samples": samples, "texts": [_text(text, figure) for text in texts]}
+    if legend.get_frame_on():
+        found["frame"] = {
+            "box": list(box.bounds),
+            "face": hex_color(frame.get_facecolor(), frame.get_alpha()),
+        }
+    return found
+
+
+def _ticks(axis: Axis) -> dict[str, Any]:
+    """Where an axis has ticks, what is written there, and how."""
+    low, high = sorted(axis.get_view_interval())
+    room = 1e-9 * (high - low)
+
+    def inside(places: Any) -> np.ndarray:
+        return np.array([low - room <= place <= high + room for place in places], bool)
+
+    labels = axis.get_majorticklabels()
+    places = np.asarray(axis.get_majorticklocs(), float)
+    kept = inside(places)
+    minor_labels = axis.get_minorticklabels()
+    minor = np.asarray(axis.get_minorticklocs(), float)
+    minor_kept = inside(minor)
+    tick = axis.get_major_ticks(1)[0]
+    found: dict[str, Any] = {
+        "at": places[kept],
+        "labels": [t.get_text() for t, k in zip(labels, kept, strict=False) if k],
+        "minor": minor[minor_kept],
+        "shown": [tick.label1.get_visible(), tick.label2.get_visible()],
+        "marks": [tick.tick1line.get_visible(), tick.tick2line.get_visible()],
+        "length": tick.tick1line.get_markersize(),
+        "grid": bool(tick.gridline.get_visible()),
+        "size": tick.label1.get_fontsize(),
+        "color": hex_color(tick.label1.get_color()),
+        "mark_color": hex_color(tick.tick1line.get_color()),
+        "visible": axis.get_visible(),
+        "label_side": axis.get_label_position(),
+    }
+    if tick.label1.get_rotation():
+        found |= {
+            "rotation": tick.label1.get_rotation(),
+            "align": [tick.label1.get_horizontalalignment(), tick.label1.get_verticalalignment()],
+        }
+    written = [t.get_text() for t, k in zip(minor_labels, minor_kept, strict=False) if k]
+    if any(written):
+        found["minor_labels"] = written
+    offset = axis.get_offset_text()
+    if offset.get_text():
+        found["offset"] = offset.get_text()
+    label = axis.get_label()
+    if label.get_text():
+        found |= {
+            "label": label.get_text(),
+            "label_size": label.get_fontsize(),
+            "label_color": hex_color(label.get_color()),
+            "label_pad": axis.labelpad,
+        }
+    return found
+
+
+def _panel(ax: Any, figure: Figure) -> dict[str, Any]:
+    solid = isinstance(ax, Axes3D)
+    names = "xyz" if solid else "xy"
+    found: dict[str, Any] = {
+        "box": list(ax.get_position().bounds),
+        "order": ax.get_zorder(),
+        "axes": bool(ax._axis3don if solid else ax.axison),
+        "paper": bool(ax.patch.get_visible()),
+        "limits": {name: list(getattr(ax, f"get_{name}lim")()) for name in names},
+        "scales": {name: getattr(ax, f"get_{name}scale")() for name in names},
+        "bends": {
+            name: {key: getattr(bend, key) for key in ("base", "linthresh", "linscale")}
+            for name in names
+            if isinstance(
+                bend := getattr(ax, f"{name}axis").get_transform(), SymmetricalLogTransform
+            )
+        },
+        "ticks": {name: _ticks(getattr(ax, f"{name}axis")) for name in names},
+        "titles": {
+            place: {
+                "text": text,
+                "size": title.get_fontsize(),
+                "color": hex_color(title.get_color()),
+            }
+            for place, title in (
+                ("left", ax._left_title),
+                ("center", ax.title),
+                ("right", ax._right_title),
+            )
+            if (text := title.get_text())
+        },
+        "texts": [
+            _text(text, figure) for text in ax.texts if text.get_visible() and text.get_text()
+        ],
+    }
+    if solid:
+        found["view"] = {
+            "elev": ax.elev,
+            "azim": ax.azim,
+            "roll": ax.roll,
+            "aspect": list(ax._box_aspect),
+            "computed_order": ax.computed_zorder,
+        }
+    else:
+        found["spines"] = {
+            side: hex_color(spine.get_edgecolor())
+            for side, spine in ax.spines.items()
+            if spine.get_visible()
+        }
+    legend = ax.get_legend()
+    if legend is not None and legend.get_visible():
+        found["legend"] = _legend(legend, figure)
+    return found
+
+
+def _drawn(ax: Axes) -> Iterable[Artist]:
+    """What a panel shows, in the order of drawing."""
+    data = {id(a) for a in [*ax.images, *ax.patches, *ax.collections, *ax.lines]}
+    held = [a for a in ax.get_children() if id(a) in data and a.get_visible()]
+    return sorted(held, key=lambda a: a.get_zorder())
+
+
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """Areas that follow each other and look the same, such as a histogram's, as one series."""
+    found: list[Part] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if (
+            last is None
+            or part.kind != "area"
+            or last._replace(columns={}) != part._replace(columns={})
+        ):
+            found.append(part)
+            continue
+        number = part.columns["piece"] + last.columns["piece"][-1] + 1
+        columns = {
+            name: np.concatenate([last.columns[name], number if name == "piece" else values])
+            for name, values in part.columns.items()
+        }
+        found[-1] = last._replace(columns=columns)
+    return found
+
+
+def _told_apart(parts: Iterable[Part]) -> list[Part]:
+    """No two series of a panel with one name."""
+    taken: dict[str, int] = {}
+    found = []
+    for part in parts:
+        taken[part.series] = count = taken.get(part.series, 0) + 1
+        series = part.series if count == 1 else f"{part.series} ({count})"
+        found.append(part._replace(series=series))
+    return found
+
+
+def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
+    """The parts of a finished figure.
+
+    Args:
+      figure: of Matplotlib.
+      names: of what has no label, by its colour, such as {"#0072b2": "NGF"}.
+
+    Raises:
+      TypeError: it holds something that is no line, area, set of points or image.
+    """
+    if not hasattr(figure.canvas, "get_renderer"):
+        FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    page: dict[str, Any] = {
+        "size": figure.get_size_inches(),
+        "dots": figure.dpi,
+        "texts": [_text(t, figure) for t in figure.texts if t.get_visible() and t.get_text()],
+        "legends": [_legend(legend, figure) for legend in figure.legends],
+    }
+    panels: list[dict[str, Any]] = []
+    parts: list[Part] = []
+    for number, ax in enumerate(a for a in figure.axes if a.get_visible()):
+        panels.append(rounded(_panel(ax, figure), 8))
+        found: list[Part] = []
+        for artist in _drawn(ax):
+            read = _read(artist, ax)
+            if read is None:
+                continue
+            kind, columns, look = read
+            look["order"] = artist.get_zorder()
+            if not artist.get_clip_on():
+                look["clip"] = False
+            name = _series(artist, kind, columns, look, names or {})
+            found.append(Part(number, name, kind, columns, rounded(look)))
+        parts += _told_apart(_merged(found))
+    return Drawing(rounded(page, 8), panels, parts)
