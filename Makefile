@@ -157,6 +157,9 @@ lint: $(STAMP)  ## style of code and notebooks
 	@echo "== lint: ruff"
 	@"$(BIN)/ruff" check --quiet .
 	@"$(BIN)/ruff" format --quiet --check --diff .
+	@echo "== lint: who imports whom"
+	@mkdir -p "$(BUILD)"
+	@"$(BIN)/lint-imports" --no-cache >"$(BUILD)/imports.log" 2>&1 || { cat "$(BUILD)/imports.log"; exit 1; }
 	@echo "== lint: notebooks run in order, stored normalised"
 	@"$(BIN)/python" tools/notebooks.py check
 
