@@ -1,11 +1,14 @@
 """The claims that the book puts to the test: measured, judged, and written where they are read.
 
-Each notebook ends by calling `report`; the book's last page shows what `collect` finds.
+Each notebook ends with the `Page` of its claims: for each a sentence, a number and the condition
+that it is held against, from which the verdict is computed. The book's last page shows what
+`collect` finds.
 """
 
 import html
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Iterable
@@ -43,6 +46,88 @@ def verdict(*conditions: Any) -> str:
     """ "holds" if all conditions do, "fails" if none does, else "holds in part"."""
     held = [bool(condition) for condition in conditions]
     return VERDICTS[0] if all(held) else VERDICTS[1] if any(held) else VERDICTS[2]
+
+
+_RELATIONS = {
+    "<": operator.lt,
+    "≤": operator.le,
+    ">": operator.gt,
+    "≥": operator.ge,
+    "=": operator.eq,
+}
+
+
+def meets(number: Any, condition: str) -> bool:
+    """Whether a number meets a condition that is written as text.
+
+    Args:
+      number: of Python, NumPy or JAX; NaN meets no condition.
+      condition: "< 1", "≤ 1", "> 1", "≥ 1", "= 1" or "1", "within 0.1 of 2", or "0.9 to 1.1" (ends
+        included). A remark in parentheses may follow.
+
+    Raises:
+      ValueError: the condition has none of these forms.
+
+    Example:
+      >>> from pfcore import claims
+      >>> claims.meets(1.95, "within 0.1 of 2"), claims.meets(0.3, "> 1 (and < 1 for NGF)")
+      (True, False)
+    """
+    try:
+        match condition.partition("(")[0].split():
+            case [relation, bound] if relation in _RELATIONS:
+                return bool(_RELATIONS[relation](number, float(bound)))
+            case ["within", distance, "of", center]:
+                return bool(abs(number - float(center)) <= float(distance))
+            case [low, "to", high]:
+                return bool(float(low) <= number <= float(high))
+            case [value]:
+                return bool(number == float(value))
+    except ValueError:
+        pass  # a bound that is no number
+    raise ValueError(
+        f"condition must be like '< 1', '= 1', 'within 0.1 of 2' or '0.9 to 1.1', got {condition!r}"
+    )
+
+
+def check(
+    id: str,
+    statement: str,
+    number: Any,
+    condition: str,
+    *,
+    figure: str,
+    in_part: str | None = None,
+    also: Any = None,
+    rerun_tolerance: float | None = 0.1,
+) -> Claim:
+    """A claim, with the verdict computed from its number and its condition.
+
+    Args:
+      id: as in `Claim`.
+      statement: likewise.
+      number: as measured.
+      condition: what the number is held against, as `meets` reads it.
+      figure: anchor of the figure that shows it.
+      in_part: a weaker condition; a number that meets only this one lets the claim hold in part.
+      also: what else must be true; a claim of which only this or only the condition is true holds
+        in part.
+      rerun_tolerance: as in `Claim`.
+
+    Raises:
+      ValueError: a condition cannot be read.
+
+    Example:
+      >>> from pfcore import claims
+      >>> claims.check("C4", "PF's distance over NGF's", 0.31, "< 1", figure="fig-banana").verdict
+      'holds'
+    """
+    held = [meets(number, condition)]
+    if in_part is not None:
+        held.append(meets(number, in_part))
+    if also is not None:
+        held.append(bool(also))
+    return Claim(id, statement, float(number), condition, verdict(*held), figure, rerun_tolerance)
 
 
 def combined(claims: Iterable[Claim]) -> str:
@@ -155,6 +240,47 @@ def report(notebook: str, claims: Iterable[Claim], folder: str | Path | None = N
     }
     (folder / f"{notebook}.json").write_text(json.dumps(content, indent=1) + "\n")
     return Report({notebook: claims}, link=False)
+
+
+class Page:
+    """The claims of one notebook, each under the figure that shows it.
+
+    Args:
+      notebook: the notebook's name, without folder or ending.
+
+    Example:
+      >>> from pfcore.claims import Page
+      >>> page = Page("edge_of_stability")
+      >>> page.figure("fig-edge-digits")
+      >>> page.check("C8", "Median of hλ₀ over steps 500 to 1,000", 2.02, "within 0.3 of 2")
+      >>> [(claim.id, claim.verdict) for claim in page.claims]
+      [('C8', 'holds')]
+    """
+
+    def __init__(self, notebook: str):
+        self.notebook = notebook
+        self.claims: list[Claim] = []
+        self._figure = ""
+
+    def figure(self, anchor: str) -> None:
+        """The figure that shows the claims that follow."""
+        self._figure = anchor
+
+    def check(self, id: str, statement: str, number: Any, condition: str, **options: Any) -> None:
+        """Add a claim; arguments and `options` are those of `pfcore.claims.check`.
+
+        Raises:
+          ValueError: no figure was named before, or a condition cannot be read.
+        """
+        if not self._figure:
+            raise ValueError(f"claim {id} has no figure; call figure(anchor) before check")
+        claim = check(id, statement, number, condition, figure=self._figure, **options)
+        self.claims.append(claim)
+
+    def report(self, folder: str | Path | None = None) -> Report:
+        """Write the claims, in the order of their ids, and show them, as `pfcore.claims.report`."""
+        ordered = sorted(self.claims, key=lambda claim: (_number([claim]), claim.id))
+        return report(self.notebook, ordered, folder)
 
 
 def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:

@@ -4,7 +4,18 @@ import re
 import numpy as np
 import pytest
 
-from pfcore.claims import FOLDER_VARIABLE, VERDICTS, Claim, collect, overview, report, verdict
+from pfcore.claims import (
+    FOLDER_VARIABLE,
+    VERDICTS,
+    Claim,
+    Page,
+    check,
+    collect,
+    meets,
+    overview,
+    report,
+    verdict,
+)
 
 
 def claim(**changes):
@@ -28,6 +39,75 @@ def claim(**changes):
 def test_verdict(conditions, expected):
     assert verdict(*conditions) == expected
     assert expected in VERDICTS
+
+
+@pytest.mark.parametrize(
+    "condition, inside, outside",
+    [
+        ("< 1e-6", (-1, 9e-7), (1e-6, 1)),
+        ("≤ 48", (48, -3), (48.001,)),
+        ("> 1 (and < 1 for both flows)", (1.001,), (1, 0.5)),
+        ("≥ -1", (-1, 0), (-1.001,)),
+        ("= 1", (1, 1.0), (0.999,)),
+        ("0", (0, 0.0), (1,)),
+        ("within 0.3 of 2", (1.75, 2.25, 2), (1.69, 2.31)),
+        ("0.9 to 1.01", (0.9, 1.01, 1), (0.899, 1.011)),
+    ],
+)
+def test_conditions(condition, inside, outside):
+    for number in inside:
+        assert meets(number, condition) and meets(np.float32(number), condition)
+    for number in (*outside, np.nan):
+        assert not meets(number, condition)
+
+
+@pytest.mark.parametrize(
+    "condition", ["", "about 2", "< one", "≤", "!= 1", "within 2", "1 to", "< 1 and > 0"]
+)
+def test_a_condition_that_cannot_be_read_is_refused(condition):
+    with pytest.raises(ValueError, match=f"got {re.escape(repr(condition))}"):
+        meets(1.0, condition)
+
+
+@pytest.mark.parametrize(
+    "number, options, expected",
+    [
+        (8, {}, "holds"),
+        (7, {}, "fails"),
+        (7, {"in_part": "≥ 5"}, "holds in part"),
+        (4, {"in_part": "≥ 5"}, "fails"),
+        (8, {"in_part": "≥ 5"}, "holds"),
+        (8, {"also": np.bool_(False)}, "holds in part"),
+        (8, {"also": True}, "holds"),
+        (7, {"also": True}, "holds in part"),
+        (7, {"also": False}, "fails"),
+    ],
+)
+def test_the_verdict_is_computed_from_number_and_condition(number, options, expected):
+    found = check("C1", "problems, of eight", number, "8", figure="fig-a", **options)
+    assert found == Claim("C1", "problems, of eight", number, "8", expected, "fig-a", 0.1)
+
+
+def test_a_page_reports_its_claims_in_the_order_of_their_ids(tmp_path):
+    page = Page("exact")
+    with pytest.raises(ValueError, match=r"claim B1 has no figure.*call figure"):
+        page.check("B1", "what", 1.0, "> 0")
+    page.figure("fig-a")
+    page.check("B1", "what", 1.0, "> 0", rerun_tolerance=None)
+    page.check("C10", "what", 1.0, "> 2")
+    page.figure("fig-b")
+    page.check("C9b", "what", 1.0, "> 0")
+    page.check("C9", "what", 1.0, "> 0")
+    page.report(tmp_path)
+    (found,) = collect(tmp_path).values()
+    assert [(c.id, c.figure) for c in found] == [
+        ("C9", "fig-b"),
+        ("C9b", "fig-b"),
+        ("C10", "fig-a"),
+        ("B1", "fig-a"),
+    ]
+    assert [c.verdict for c in found] == ["holds", "holds", "fails", "holds"]
+    assert found[-1].rerun_tolerance is None
 
 
 def test_report_writes_to_the_folder_that_the_environment_names(tmp_path, monkeypatch):
