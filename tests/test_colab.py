@@ -1,9 +1,9 @@
 """The parts of `make colab` that need no environment of their own."""
 
-import importlib
 import re
 from pathlib import Path
 
+import colab
 import nbformat
 import pytest
 
@@ -14,13 +14,7 @@ INSTALLS = (
 )
 
 
-@pytest.fixture
-def colab(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("colab")
-
-
-def test_the_pinned_versions_are_those_of_the_lock_without_its_hashes(colab):
+def test_the_pinned_versions_are_those_of_the_lock_without_its_hashes():
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pins = colab.pins(lock).splitlines()
     assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+( ; .+)?", pin) for pin in pins)
@@ -28,7 +22,7 @@ def test_the_pinned_versions_are_those_of_the_lock_without_its_hashes(colab):
     assert [pin.split("==")[0] for pin in pins] == names
 
 
-def test_nothing_of_this_checkout_is_inherited(colab, tmp_path, monkeypatch):
+def test_nothing_of_this_checkout_is_inherited(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inherited = {"PYTHONPATH": "here", "PFCORE_RECORDS": "here", "PFCORE_PROFILE": "full"}
     kept = colab.cleared(inherited | {"HOME": "/home/me", "PFCORE_DATA": "data"})
@@ -45,7 +39,7 @@ def test_nothing_of_this_checkout_is_inherited(colab, tmp_path, monkeypatch):
     ],
 )
 def test_the_first_cell_must_install_pfcore_and_do_nothing_where_it_is(
-    colab, tmp_path, source, outputs, problem
+    tmp_path, source, outputs, problem
 ):
     cells = [
         nbformat.v4.new_markdown_cell("# A title"),
@@ -60,18 +54,18 @@ def test_the_first_cell_must_install_pfcore_and_do_nothing_where_it_is(
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem
 )
-def test_every_notebook_has_such_a_first_cell(colab, path):
+def test_every_notebook_has_such_a_first_cell(path):
     assert colab.first_cell(path) == ""
 
 
-def test_each_notebook_is_copied_alone(colab, tmp_path):
+def test_each_notebook_is_copied_alone(tmp_path):
     paths = sorted((ROOT / "book").glob("*.ipynb"))[:2]
     copies = colab.alone(paths, tmp_path)
     assert [list(copy.parent.iterdir()) for copy in copies] == [[copy] for copy in copies]
     assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
 
 
-def test_the_table_counts_what_ran(colab):
+def test_the_table_counts_what_ran():
     runs = [
         colab.Run(Path("good.ipynb"), 61.4, 1234, ""),
         colab.Run(Path("bad.ipynb"), 9.0, None, "ValueError: no luck"),

@@ -1,7 +1,6 @@
 """The numbered equations of the book, and the API pages that they lead to."""
 
 import importlib
-import importlib.util
 import re
 import types
 from pathlib import Path
@@ -9,10 +8,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import pfcore
+from _ext import equations
+from _ext.api import command_line, docstrings
+
 ROOT = Path(__file__).resolve().parent.parent
 API = ROOT / "book" / "api"
+REPOSITORY = "https://example.org/somebody/pfcore"
 
-# What DESIGN.md's contract names that computes a formula.
+# The public names that compute a formula.
 FORMULAS = {
     "pfcore.gradient_descent",
     "pfcore.flows.negative_gradient_flow",
@@ -33,18 +37,6 @@ FORMULAS = {
     "pfcore.learning_rates.cdat",
     "pfcore.losses.full_batch",
 }
-
-
-def _extension(name: str) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-equations = _extension("equations")
-api_docstrings = _extension("api_docstrings")
 
 
 def _pages() -> dict[str, str]:
@@ -124,8 +116,6 @@ def test_every_public_name_of_a_module_has_an_entry(name):
 
 
 def test_what_the_package_exports_is_covered():
-    import pfcore
-
     modules = {
         name for name in pfcore.__all__ if isinstance(getattr(pfcore, name), types.ModuleType)
     }
@@ -164,41 +154,40 @@ def test_file_with_a_wrong_entry_is_refused(tmp_path):
     ],
 )
 def test_docstrings_are_rewritten(text, expected):
-    found = api_docstrings.rewritten(text.split("\n"), "pfcore.x", frozenset({"params"}))
+    found = docstrings.rewritten(text.split("\n"), "pfcore.x", frozenset({"params"}))
     assert "\n".join(found) == expected
 
 
 def test_display_math_of_a_docstring_becomes_a_block():
-    found = api_docstrings.rewritten(["  $$a", "  = b$$"], "pfcore.x", frozenset())
+    found = docstrings.rewritten(["  $$a", "  = b$$"], "pfcore.x", frozenset())
     assert "\n".join(found).split() == ["..", "math::", "a", "=", "b"]
     assert [line for line in found if line.strip()] == ["  .. math::", "     a = b"]
 
 
 def test_source_of_an_entry_is_its_lines_at_the_tag():
-    import pfcore
-
-    address = api_docstrings.source_of("py", {"module": "pfcore", "fullname": "gradient_descent"})
+    address = docstrings.source_of(
+        REPOSITORY, "py", {"module": "pfcore", "fullname": "gradient_descent"}
+    )
     match = re.fullmatch(r"(.+)/blob/v(.+)/(pfcore/.+)#L(\d+)-L(\d+)", address)
-    assert match is not None
+    assert match is not None and match[1] == REPOSITORY
     assert match[2] == pfcore.__version__
     lines = (ROOT / match[3]).read_text(encoding="utf-8").splitlines()
     assert lines[int(match[4]) - 1].startswith("def gradient_descent(")
     assert "_compiled(" in lines[int(match[5]) - 1]
-    assert api_docstrings.source_of("py", {"module": "pfcore", "fullname": "nothing"}) is None
+    assert (
+        docstrings.source_of(REPOSITORY, "py", {"module": "pfcore", "fullname": "nothing"}) is None
+    )
 
 
 def test_default_that_is_a_configuration_is_shown_by_its_name():
     from pfcore.experiments import edge_of_stability
 
-    shown, _ = api_docstrings._call_of(
-        None, "class", "Config", edge_of_stability.Config, None, "", ""
-    )
+    shown, _ = docstrings._call_of(None, "class", "Config", edge_of_stability.Config, None, "", "")
     assert shown.startswith("(problem=Problem(...), learning_rate=")
-    assert api_docstrings._call_of(None, "class", "Path", Path, None, "", "") is None
+    assert docstrings._call_of(None, "class", "Path", Path, None, "", "") is None
 
 
 def test_command_line_page_has_every_command():
-    command_line = _extension("api_command_line")
     documented = command_line.documented()
     assert list(documented) == ["pfcore", "pfcore list", "pfcore run", "pfcore redraw"]
     assert "`--resume`" in documented["pfcore run"]

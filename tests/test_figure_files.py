@@ -2,10 +2,8 @@
 
 import hashlib
 import html
-import importlib
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,23 +15,10 @@ import pytest
 from PIL import Image
 from pybtex.database import parse_string
 
+from _ext.figures import drawings, texts
 from pfcore import figures
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTENSIONS = str(ROOT / "book" / "_ext")
-
-
-def extension(name):
-    """A module of the book's build, which is no package."""
-    sys.path.insert(0, EXTENSIONS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(EXTENSIONS)
-
-
-texts = extension("figure_texts")
-drawing = extension("figure_drawing")
 
 PAPER = "@article{paper,\n  title = {On {GD}},\n  author = {A, B},\n  year = {2023},\n}\n"
 BOOK = texts.Book(
@@ -298,7 +283,7 @@ def stored(tmp_path):
 
 def test_drawing_writes_the_data_and_what_is_drawn_from_them(stored, tmp_path):
     place = tmp_path / "place"
-    drawing.draw(stored, place)
+    drawings.draw(stored, place)
     assert (place / "figure.csv").read_bytes().decode() == figures.contents(stored).csv
     assert ElementTree.parse(place / "figure.svg").getroot().tag.endswith("svg")
     assert (place / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -312,19 +297,19 @@ def test_drawing_writes_the_data_and_what_is_drawn_from_them(stored, tmp_path):
 
 def test_drawing_twice_gives_the_same_bytes(stored, tmp_path):
     for name in ("one", "other"):
-        drawing.draw(stored, tmp_path / name)
+        drawings.draw(stored, tmp_path / name)
     written = [
         {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "other")
     ]
     assert written[0] == written[1]
-    assert len(written[0]) == len(drawing.WRITTEN) + 1
+    assert len(written[0]) == len(drawings.WRITTEN) + 1
 
 
 def test_a_picture_without_data_is_refused_and_leaves_nothing(tmp_path):
     plain = tmp_path / "plain.png"
     Image.new("RGB", (4, 4)).save(plain)
     with pytest.raises(ValueError, match="no data"):
-        drawing.draw(plain, tmp_path / "place")
+        drawings.draw(plain, tmp_path / "place")
     assert [path.name for path in tmp_path.iterdir()] == ["plain.png"]
 
 
@@ -332,21 +317,21 @@ def test_drawings_are_kept_from_build_to_build_and_unused_ones_forgotten(
     stored, tmp_path, monkeypatch
 ):
     kept = tmp_path / "kept"
-    first = drawing.Drawings(kept)
+    first = drawings.Drawings(kept)
     place = first._place(stored)
-    drawing.draw(stored, place)
-    drawing.draw(stored, kept / "of an earlier picture")
+    drawings.draw(stored, place)
+    drawings.draw(stored, kept / "of an earlier picture")
 
     def no_pool(*arguments, **options):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(drawing, "ProcessPoolExecutor", no_pool)
-    again = drawing.Drawings(kept)
+    monkeypatch.setattr(drawings, "ProcessPoolExecutor", no_pool)
+    again = drawings.Drawings(kept)
     again.begin(stored)
     assert again.result(stored).folder == place
     again.close()
     assert [path.name for path in kept.iterdir()] == [place.name]
 
-    monkeypatch.setattr(drawing, "drawing_version", lambda: "another")
+    monkeypatch.setattr(drawings, "drawing_version", lambda: "another")
     with pytest.raises(AssertionError, match="drawn again"):
-        drawing.Drawings(kept).begin(stored)
+        drawings.Drawings(kept).begin(stored)

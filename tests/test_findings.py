@@ -1,12 +1,10 @@
 """What the book's pages say of claims, records, times and reruns when they are built."""
 
 import base64
-import importlib
 import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,12 +18,11 @@ BOOK = ROOT / "book"
 REPOSITORY = "https://github.com/principal-flow/pfcore"
 
 pytest.importorskip("sphinx")
-sys.path.insert(0, str(BOOK / "_ext"))
-to = importlib.import_module("findings_nodes")
-stored = importlib.import_module("findings_records")
-findings = importlib.import_module("findings")
-foot = importlib.import_module("findings_footer")
-rerun = importlib.import_module("rerun")
+from _ext import footer as foot  # noqa: E402
+from _ext import launch_box  # noqa: E402
+from _ext.claims_pages import generated, signs, stored  # noqa: E402
+from _ext.claims_pages import report as report_page  # noqa: E402
+from _ext.common import text as words  # noqa: E402
 
 
 def claim(id, verdict="holds", **changes):
@@ -71,9 +68,9 @@ def test_parts_are_gathered_over_notebooks_in_the_order_of_the_claims():
 
 def test_counts_of_verdicts_agree_with_their_number():
     verdicts = ["holds", "fails", "holds", "holds in part"]
-    assert findings.verdict_counts(verdicts) == ["2 hold", "1 holds in part", "1 fails"]
-    assert findings.listed(["a"]) == "a"
-    assert findings.listed(["a", "b", "c"]) == "a, b and c"
+    assert generated.verdict_counts(verdicts) == ["2 hold", "1 holds in part", "1 fails"]
+    assert words.listed(["a"]) == "a"
+    assert words.listed(["a", "b", "c"]) == "a, b and c"
 
 
 def test_every_claim_of_the_book_has_a_sentence_on_the_first_page():
@@ -101,7 +98,7 @@ def test_every_claim_of_the_book_has_a_sentence_on_the_first_page():
     ],
 )
 def test_numbers_are_written_as_by_hand(value, expected):
-    assert to.number(value) == expected
+    assert words.number(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,13 +106,13 @@ def test_numbers_are_written_as_by_hand(value, expected):
     [(0.4, "0 s"), (59.6, "1 min"), (125, "2 min 5 s"), (3599.6, "1 h"), (11520, "3 h 12 min")],
 )
 def test_durations(seconds, expected):
-    assert to.duration(seconds) == expected
+    assert words.duration(seconds) == expected
 
 
 def test_expectations_say_time_and_memory():
-    assert to.expectation({"seconds": 87.1, "peak_mb": 1234}) == "1 min 27 s and 1.2 GB"
-    assert to.expectation({"seconds": 8, "peak_mb": 643}) == "8 s and 640 MB"
-    assert to.expectation({"seconds": 8, "peak_mb": None}) == "8 s"
+    assert words.expectation({"seconds": 87.1, "peak_mb": 1234}) == "1 min 27 s and 1.2 GB"
+    assert words.expectation({"seconds": 8, "peak_mb": 643}) == "8 s and 640 MB"
+    assert words.expectation({"seconds": 8, "peak_mb": None}) == "8 s"
 
 
 def test_measured_times_name_their_machine(tmp_path):
@@ -125,9 +122,9 @@ def test_measured_times_name_their_machine(tmp_path):
     (tmp_path / "times.json").write_text(json.dumps(content))
     times = stored.measured(tmp_path)
     assert times == {"ape": {"quick": quick | {"machine": "CPU"}, "full": full}}
-    assert findings.time_cells({"full": full}) == ["not measured", "1 min 10 s and 10 MB"]
+    assert report_page.time_cells({"full": full}) == ["not measured", "1 min 10 s and 10 MB"]
     assert "measured on CPU and GPU: 1 notebook in the quick profile, 9 s" in (
-        findings.times_sentence(times)
+        report_page.times_sentence(times)
     )
 
 
@@ -166,16 +163,16 @@ def test_long_changes_are_abridged():
 
 
 def test_what_was_not_run_is_said_from_the_records():
-    sentence = findings.profile_sentence(RECORDS)
+    sentence = report_page.profile_sentence(RECORDS)
     assert f"{len(RECORDS)} stored records" in sentence
     quick = [record for record in RECORDS if record.profile == "quick"]
     one, *others = [record for record in quick if "CPU" in record.info["device"]]
     on_gpu = one._replace(profile="full", info=one.info | {"device": "1 × NVIDIA H200"})
-    changed = findings.profile_sentence([on_gpu, *others])
+    changed = report_page.profile_sentence([on_gpu, *others])
     assert "1 of them is of the full profile, and 1 was computed on a GPU" in changed
     assert "1 × NVIDIA H200" in changed
     assert "None of them is of the full profile, and none was computed on a GPU" in (
-        findings.profile_sentence(others)
+        report_page.profile_sentence(others)
     )
 
 
@@ -184,12 +181,12 @@ def test_what_was_not_run_is_said_from_the_records():
     [(None, "not known"), ("0123456789", "0123456"), ("0123456789+", "0123456+")],
 )
 def test_commits_have_seven_digits_and_their_plus(name, expected):
-    assert findings.commit(name) == expected
+    assert report_page.commit(name) == expected
 
 
 def test_divergence_is_named():
-    assert findings.ended({"diverged": False}) == "without divergence"
-    ended = findings.ended({"diverged": True, "diverged_at_step": 1200})
+    assert report_page.ended({"diverged": False}) == "without divergence"
+    ended = report_page.ended({"diverged": True, "diverged_at_step": 1200})
     assert ended == "with divergence, first at step 1,200"
 
 
@@ -230,17 +227,17 @@ def test_pages_that_use_a_record_are_found_by_their_figures_provenance(tmp_path,
 
 
 def test_addresses_are_those_of_the_released_version():
-    assert rerun.colab(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
+    assert launch_box.colab(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
         "https://colab.research.google.com/github/principal-flow/pfcore/blob/v0.1.0/book/dal.ipynb"
     )
-    assert rerun.binder(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
+    assert launch_box.binder(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
         "https://mybinder.org/v2/gh/principal-flow/pfcore/v0.1.0?urlpath=lab/tree/book/dal.ipynb"
     )
 
 
 @pytest.mark.parametrize("version", ["0.2.0.dev1", "0.2.0rc1", "0.1.0+local"])
 def test_a_version_that_is_not_released_has_no_tag(version):
-    assert rerun.revision(version) == "main"
+    assert launch_box.revision(version) == "main"
 
 
 CODE = """
@@ -255,7 +252,7 @@ experiments.run("edge-of-stability", config)
 
 def test_what_a_page_asks_for_is_read_from_its_code(tmp_path):
     path = notebook(tmp_path / "ape.ipynb", code="if True:\n    %pip install it\n" + CODE)
-    asked = rerun.asked(rerun.code(path))
+    asked = launch_box.asked(launch_box.code(path))
     assert asked.experiments == {
         "edge-of-stability": set(),
         "adaptive-rates": {"budget", "every"},
@@ -266,47 +263,47 @@ def test_what_a_page_asks_for_is_read_from_its_code(tmp_path):
 
 
 def test_what_the_full_profile_changes_is_computed_from_the_profiles():
-    changes = rerun.larger(rerun.asked(CODE))
+    changes = launch_box.larger(launch_box.asked(CODE))
     full = experiments.configure("edge-of-stability", profile="full")
     assert f"num_steps={full.num_steps}" in changes["edge-of-stability"]
     assert not any(change.startswith(("budget", "every=")) for change in changes["adaptive-rates"])
     mnist = experiments.PROBLEMS["full"]["mnist-mlp"]
     assert f"num_train={mnist.num_train}" in changes["mnist-mlp"]
-    assert rerun.larger(rerun.asked("x = 1")) == {}
+    assert launch_box.larger(launch_box.asked("x = 1")) == {}
 
 
 def facts(**changes):
     measured = {"quick": {"seconds": 40, "peak_mb": 640, "machine": "2 cores"}}
-    return rerun.Facts("book/ape.ipynb", REPOSITORY, rerun.asked("x = 1"), measured, 0)._replace(
-        **changes
-    )
+    return launch_box.Facts(
+        "book/ape.ipynb", REPOSITORY, launch_box.asked("x = 1"), measured, 0
+    )._replace(**changes)
 
 
 def test_the_box_says_what_to_expect():
-    box = rerun.rendered(facts(), "../_sources/book/ape.ipynb")
+    box = launch_box.rendered(facts(), "../_sources/book/ape.ipynb")
     assert "about 40 s and 640 MB, no GPU needed" in box
     assert "<code>PFCORE_PROFILE=full</code> changes nothing here" in box
     assert 'href="../_sources/book/ape.ipynb" download' in box
-    assert "download" not in rerun.rendered(facts(), None)
-    assert "time not measured" in rerun.rendered(facts(measured={}), None)
+    assert "download" not in launch_box.rendered(facts(), None)
+    assert "time not measured" in launch_box.rendered(facts(measured={}), None)
 
 
 def test_the_box_says_what_full_means_and_what_was_not_measured():
-    page = rerun.asked(CODE)
-    box = rerun.rendered(facts(asked=page, seconds=125.0), None)
+    page = launch_box.asked(CODE)
+    box = launch_box.rendered(facts(asked=page, seconds=125.0), None)
     assert "%env PFCORE_PROFILE=full" in box and "has not been measured" in box
     assert "computed beforehand, and took 2 min 5 s in all" in box
     full = {"seconds": 600, "peak_mb": 9000, "machine": "1 GPU"}
     both = facts().measured | {"full": full}
-    assert "That took 10 min and 9.0 GB on 1 GPU." in rerun.rendered(
+    assert "That took 10 min and 9.0 GB on 1 GPU." in launch_box.rendered(
         facts(asked=page, measured=both), None
     )
 
 
 @pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_the_code_of_every_notebook_can_be_read(path):
-    asked = rerun.asked(rerun.code(path))
-    assert bool(asked.experiments) == ("experiments.configure" in rerun.code(path))
+    asked = launch_box.asked(launch_box.code(path))
+    assert bool(asked.experiments) == ("experiments.configure" in launch_box.code(path))
 
 
 def test_the_footer_leads_only_to_pages_that_are_there():
@@ -314,7 +311,7 @@ def test_the_footer_leads_only_to_pages_that_are_there():
     assert 'href="../book/report.html"' in line and 'href="../book/intro.html#cite"' in line
     assert "changelog" not in line
     assert "Apache-2.0" in line
-    assert f"version {rerun.pfcore.__version__}" in line
+    assert f"version {launch_box.pfcore.__version__}" in line
     both = foot.footer({"book/changelog"}, lambda page: f"../{page}.html", REPOSITORY)
     assert 'href="../book/changelog.html"' in both and "report" not in both
 
@@ -372,7 +369,7 @@ def build(folder, page=PAGE):
         folder / "doctrees",
         "html",
         confoverrides={
-            "extensions": ["myst_parser", "findings"],
+            "extensions": ["myst_parser", "_ext.claims_pages"],
             "myst_enable_extensions": ["deflist", "dollarmath"],
             "html_theme": "basic",
             "numfig": True,
@@ -412,7 +409,7 @@ def test_the_report_has_a_row_for_each_part(built):
 
 def test_the_report_shows_records_with_their_command_to_the_letter(built):
     text = re.sub(r"<[^>]*>", "", built[0])
-    assert findings.command(RECORDS[0]) in text
+    assert report_page.command(RECORDS[0]) in text
     assert RECORDS[0].info["data"]["sha256"][:16] in text
 
 
@@ -434,4 +431,4 @@ def test_a_claim_without_a_sentence_and_a_sentence_without_a_claim_are_warned_of
 
 
 def test_every_verdict_has_a_sign():
-    assert len({to.mark(verdict).astext() for verdict in VERDICTS}) == len(VERDICTS)
+    assert len({signs.mark(verdict).astext() for verdict in VERDICTS}) == len(VERDICTS)

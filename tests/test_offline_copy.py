@@ -1,14 +1,12 @@
 """The list of what a device keeps of the book; tests/browser/test_offline.py reads from a copy."""
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 
 import pfcore
+from _ext.offline import listed
 
-EXTENSION = Path(__file__).resolve().parent.parent / "book" / "_ext" / "offline_copy.py"
 KEPT = {
     "search.html": b"<p>",
     "searchindex.js": b"index",
@@ -34,14 +32,6 @@ LEFT_OUT = (
 
 
 @pytest.fixture
-def listed():
-    spec = importlib.util.spec_from_file_location("offline_copy", EXTENSION)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.listed
-
-
-@pytest.fixture
 def folder(tmp_path):
     for name, content in KEPT.items() | {(name, b"left out") for name in LEFT_OUT}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +39,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_pages_and_what_they_show_are_listed_with_their_hashes(listed, folder):
+def test_pages_and_what_they_show_are_listed_with_their_hashes(folder):
     found = listed(folder)
     assert found["files"] == {
         name: (hashlib.sha256(content).hexdigest()[:16], len(content))
@@ -59,7 +49,7 @@ def test_pages_and_what_they_show_are_listed_with_their_hashes(listed, folder):
     assert found["release"] == pfcore.__version__
 
 
-def test_the_version_changes_with_what_is_kept_and_only_then(listed, folder):
+def test_the_version_changes_with_what_is_kept_and_only_then(folder):
     before = listed(folder)["version"]
     assert listed(folder)["version"] == before
     (folder / "figures" / "fig-a.csv").write_bytes(b"other data")

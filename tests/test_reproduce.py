@@ -1,7 +1,6 @@
 """What `make reproduce` says of claims that came out again, differently, or not at all; and the
 times that running the book leaves behind."""
 
-import importlib
 import json
 import os
 import shutil
@@ -11,19 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import check_claims
 import nbformat
+import notebooks
 import pytest
+import reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 BASE = {"statement": "a number", "tolerance": "< 1", "figure": "fig-a", "rerun_tolerance": 0.1}
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """A module of `tools`, by name."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module
 
 
 def write(folder, page, **claims):
@@ -39,9 +34,8 @@ def write(folder, page, **claims):
 
 
 @pytest.fixture
-def compared(tool, tmp_path):
+def compared(tmp_path):
     """Findings by claim, of what was written to `stored` and `fresh`."""
-    reproduce, check_claims = tool("reproduce"), tool("check_claims")
 
     def compare(problems, numbers=True):
         stored, fresh = (check_claims.read(tmp_path / name) for name in ("stored", "fresh"))
@@ -110,9 +104,9 @@ def test_pages_that_were_not_run_are_passed_over(tmp_path, compared):
     assert statuses(compared({"page": ""})) == {"C1": "reproduced"}
 
 
-def test_claims_are_listed_by_page_number_and_part(tool):
+def test_claims_are_listed_by_page_number_and_part():
     keys = [("b", "C1"), ("a", "C10"), ("a", "C2b"), ("a", "C2"), ("a", "C10b")]
-    assert [claim for _, claim in tool("check_claims").ordered(keys)] == [
+    assert [claim for _, claim in check_claims.ordered(keys)] == [
         "C2",
         "C2b",
         "C10",
@@ -121,8 +115,8 @@ def test_claims_are_listed_by_page_number_and_part(tool):
     ]
 
 
-def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tool, tmp_path):
-    reproduce, source = tool("reproduce"), tmp_path / "source"
+def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tmp_path):
+    source = tmp_path / "source"
     setting = {"profile": "quick", "records": "stored"}
     good, bad, claims = (
         reproduce.Run(source / "book" / f"{name}.ipynb", 1.0, 2, problem)
@@ -170,7 +164,7 @@ def small_book(tmp_path):
     return root
 
 
-def setting(root, tool):
+def setting(root):
     """The command of one of the tools of `root`, and what its process is started with."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PFCORE_")}
     options = {"env": environment | {"JAX_PLATFORMS": "cpu"}, "cwd": root}
@@ -300,18 +294,17 @@ def test_a_report_needs_a_copy_to_write_notices_into(small_book):
     assert done.returncode == 2 and "--report goes with --into" in done.stderr
 
 
-def test_the_reason_is_the_last_line_that_says_anything(tool):
-    reason = tool("notebooks").reason
+def test_the_reason_is_the_last_line_that_says_anything():
+    reason = notebooks.reason
     assert reason("Traceback\n\x1b[31mValueError\x1b[0m: no luck\n\n") == "ValueError: no luck"
     assert len(reason("x" * 500)) == 200 and reason("") == "no reason was given"
 
 
-def test_the_time_left_is_that_of_the_stored_times_at_this_machine_s_pace(tool, monkeypatch):
-    notebooks = tool("notebooks")
+def test_the_time_left_is_that_of_the_stored_times_at_this_machine_s_pace(monkeypatch):
     known = {"a": 10.0, "b": 20.0, "c": 40.0, "d": 400.0}
     monkeypatch.setattr(notebooks, "last_time", lambda profile: known)
     paths = [Path(f"{name}.ipynb") for name in known]
-    runs = [run_of(tool, "a", 20.0), run_of(tool, "b", 40.0)]
+    runs = [run_of("a", 20.0), run_of("b", 40.0)]
     # Twice as slow: 2 (40 + 400) s over two processes.
     assert notebooks.time_left(runs, paths, "quick", 2) == "; about 7 min left"
     assert notebooks.time_left(runs, paths[:3], "quick", 2) == "; about 80 s left"
@@ -322,59 +315,59 @@ def test_the_time_left_is_that_of_the_stored_times_at_this_machine_s_pace(tool, 
 # Times
 
 
-def run_of(tool, name, seconds, peak=1000, problem=""):
-    return tool("notebooks").Run(Path(f"{name}.ipynb"), seconds, peak, problem)
+def run_of(name, seconds, peak=1000, problem=""):
+    return notebooks.Run(Path(f"{name}.ipynb"), seconds, peak, problem)
 
 
-def times(tool, path, *runs, profile="quick", where="2 CPU cores"):
-    tool("notebooks").note_times(path, runs, profile, where)
+def times(path, *runs, profile="quick", where="2 CPU cores"):
+    notebooks.note_times(path, runs, profile, where)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_the_longest_run_first_and_the_collector_when_they_are_done(tool):
+def test_the_longest_run_first_and_the_collector_when_they_are_done():
     paths = [Path(f"{name}.ipynb") for name in ("claims", "short", "new", "long")]
-    groups = tool("notebooks").split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
+    groups = notebooks.split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
     assert [[path.stem for path in group] for group in groups] == [
         ["new", "long", "short"],
         ["claims"],
     ]
 
 
-def test_times_change_only_where_they_differ_by_more_than_a_fifth(tool, tmp_path):
+def test_times_change_only_where_they_differ_by_more_than_a_fifth(tmp_path):
     path = tmp_path / "times.json"
-    times(tool, path, run_of(tool, "a", 10.04), run_of(tool, "b", 20.0))
+    times(path, run_of("a", 10.04), run_of("b", 20.0))
     before = path.read_bytes()
-    times(tool, path, run_of(tool, "a", 11.9, peak=810))
+    times(path, run_of("a", 11.9, peak=810))
     assert path.read_bytes() == before
-    found = times(tool, path, run_of(tool, "a", 12.1, peak=1201))["notebooks"]
+    found = times(path, run_of("a", 12.1, peak=1201))["notebooks"]
     assert found["a"]["quick"] == {"seconds": 12.1, "peak_mb": 1201}
     assert found["b"]["quick"] == {"seconds": 20.0, "peak_mb": 1000}
 
 
-def test_times_of_other_profiles_and_machines_stand_side_by_side(tool, tmp_path):
+def test_times_of_other_profiles_and_machines_stand_side_by_side(tmp_path):
     path = tmp_path / "times.json"
-    times(tool, path, run_of(tool, "a", 10.0), run_of(tool, "b", 10.0))
+    times(path, run_of("a", 10.0), run_of("b", 10.0))
     gpu = {"profile": "full", "where": "1 × GPU"}
-    found = times(tool, path, run_of(tool, "b", 10.0, peak=None), **gpu)
+    found = times(path, run_of("b", 10.0, peak=None), **gpu)
     assert found["machine"] == "2 CPU cores"
     assert found["notebooks"]["b"] == {
         "full": {"machine": "1 × GPU", "seconds": 10.0, "peak_mb": None},
         "quick": {"seconds": 10.0, "peak_mb": 1000},
     }
     # About as long, but elsewhere: that is another measurement.
-    found = times(tool, path, run_of(tool, "a", 10.5), where="8 CPU cores")
+    found = times(path, run_of("a", 10.5), where="8 CPU cores")
     assert found["notebooks"]["a"]["quick"]["seconds"] == 10.5
 
 
-def test_what_stopped_leaves_no_time(tool, tmp_path):
+def test_what_stopped_leaves_no_time(tmp_path):
     path = tmp_path / "times.json"
-    found = times(tool, path, run_of(tool, "a", 10.0), run_of(tool, "b", 1.0, problem="stopped"))
+    found = times(path, run_of("a", 10.0), run_of("b", 1.0, problem="stopped"))
     assert list(found["notebooks"]) == ["a"]
 
 
-def test_peak_memory_where_the_system_says_it(tool):
+def test_peak_memory_where_the_system_says_it():
     """Against what the process itself reports, where it does."""
-    peak = tool("notebooks").peak_memory
+    peak = notebooks.peak_memory
     assert peak(None) is None and peak(2**30) is None
     found = peak(os.getpid())
     if found is None:

@@ -42,6 +42,8 @@ from notebooks import (
 )
 from tables import aligned, markdown
 
+from pfcore.runs.durations import duration
+
 OUT = ROOT / "_build" / "reproduce"
 RECORDS = ROOT / "book" / "records"
 STATUSES = ("reproduced", "changed", "failed")
@@ -146,13 +148,6 @@ def rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
 
 
 # ---- running
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a reader would choose."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def prepare(source: Path, records: Path | None) -> None:

@@ -10,7 +10,6 @@ entry are warnings, which the build makes fatal.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+from _ext.common.nodes import joined, reference
 
 FILE = Path(__file__).resolve().parent.parent / "equations.yml"
 LABEL = re.compile(r"\s*%?\s*\\label\{([^}]*)\}[ \t]*")
@@ -58,25 +59,13 @@ def anchor(label: str) -> str:
     return nodes.make_id(f"equation-{label}")
 
 
-def _reference(domain: str, kind: str, target: str, shown: nodes.Node) -> addnodes.pending_xref:
-    return addnodes.pending_xref(
-        "",
-        shown,
-        refdomain=domain,
-        reftype=kind,
-        reftarget=target,
-        refexplicit=True,
-        refwarn=True,
-    )
-
-
 def _code_line(names: tuple[str, ...]) -> nodes.paragraph:
     """`code: ` and a link for each name."""
     line = nodes.paragraph("", "", classes=["equation-code"])
     line += nodes.inline("", "code:", classes=["equation-code-key"])
     for name in names:
         line += nodes.Text(" ")
-        line += _reference("py", "obj", name, _breakable(name))
+        line += reference("py:obj", name, _breakable(name))
     return line
 
 
@@ -144,9 +133,9 @@ class Back(SphinxPostTransform):
         for number, (page, labels) in enumerate(pages.items()):
             many = "s" if len(labels) > 1 else ""
             line += nodes.Text(f"{'; equation' if number else 'Equation'}{many} ")
-            line += _joined([_number_of(label) for label in labels])
+            line += joined((_number_of(label) for label in labels), last=" and ")
             line += nodes.Text(" in ")
-            line += _reference("std", "doc", f"/{page}", nodes.inline("", self._title(page)))
+            line += reference("std:doc", f"/{page}", nodes.inline("", self._title(page)))
         line += nodes.Text(".")
         return line
 
@@ -190,15 +179,7 @@ class Listed(SphinxPostTransform):
 
 def _number_of(label: str) -> addnodes.pending_xref:
     # The math domain shows the number in place of what stands here.
-    return _reference("math", "eq", label, nodes.inline("", label))
-
-
-def _joined(items: list[nodes.Node]) -> Iterator[nodes.Node]:
-    """Items with commas between them, "and" before the last."""
-    for number, item in enumerate(items):
-        if number:
-            yield nodes.Text(" and " if number == len(items) - 1 else ", ")
-        yield item
+    return reference("math:eq", label, nodes.inline("", label))
 
 
 def _note(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

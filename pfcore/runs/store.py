@@ -18,6 +18,7 @@ from typing import Any
 
 import pfcore
 from pfcore import _official, records
+from pfcore.runs.durations import duration
 
 VARIABLE = "PFCORE_RECORDS"
 ADDRESS = "https://raw.githubusercontent.com/principal-flow/pfcore/v{version}/book/records/"
@@ -102,7 +103,7 @@ def _download(listed: dict[str, Any]) -> records.Record | None:
     """A record of the registry, from the cache or the repository; None if that fails, said why."""
     address = ADDRESS.format(version=pfcore.__version__)
     name = listed["folder"]
-    took = f"where it was stored that took {_duration(listed['wall_time_s'])} on {listed['device']}"
+    took = f"where it was stored that took {duration(listed['wall_time_s'])} on {listed['device']}"
     logger = logging.getLogger("pfcore")
     if address in _unreachable:
         logger.warning("The record %s is computed now as well; %s.", name, took)
@@ -139,9 +140,3 @@ def _without_remarks() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -7,6 +7,7 @@ lines in the repository, at the tag of the version that is documented.
 
 import collections
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -22,7 +23,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 
-REPOSITORY = "https://github.com/principal-flow/pfcore"
+from _ext.common.nodes import reference
+
 MARKUP = re.compile(
     r"\$\$(?P<display>.+?)\$\$"
     r"|(?P<kept>``.+?``|:[\w:]+:`[^`]+`)"
@@ -228,7 +230,9 @@ class Overviews(SphinxPostTransform):
             listed = nodes.definition_list("", classes=["api-overview"])
             for page in node["pages"]:
                 title = nodes.inline("", self.env.titles[page].astext())
-                item = nodes.definition_list_item("", nodes.term("", "", _to_page(page, title)))
+                item = nodes.definition_list_item(
+                    "", nodes.term("", "", reference("std:doc", f"/{page}", title, warn=False))
+                )
                 item += nodes.definition("", nodes.paragraph("", "", *self._entries(page)))
                 listed += item
             node.replace_self(listed)
@@ -249,29 +253,21 @@ class Overviews(SphinxPostTransform):
             yield nodes.Text(" ")
 
 
-def _to_page(page: str, shown: nodes.Node) -> addnodes.pending_xref:
-    return addnodes.pending_xref(
-        "", shown, refdomain="std", reftype="doc", reftarget=f"/{page}", refexplicit=True
-    )
-
-
 def _to_entry(name: str, shown: str, docname: str) -> addnodes.pending_xref:
-    return addnodes.pending_xref(
-        "",
-        nodes.literal("", shown),
-        refdomain="py",
-        reftype="obj",
-        reftarget=name,
-        refexplicit=True,
-        refdoc=docname,
-    )
+    return reference("py:obj", name, nodes.literal("", shown), docname=docname, warn=False)
 
 
 # ---- links to the source
 
 
-def source_of(domain: str, info: dict[str, str]) -> str | None:
-    """The address of the lines that define an entry; None where they cannot be told."""
+def source_of(repository: str, domain: str, info: dict[str, str]) -> str | None:
+    """The address of the lines that define an entry; None where they cannot be told.
+
+    Args:
+      repository: its address.
+      domain: Sphinx's, of the entry.
+      info: its `module` and `fullname`.
+    """
     import pfcore
 
     if domain != "py" or not info["module"]:
@@ -290,7 +286,7 @@ def source_of(domain: str, info: dict[str, str]) -> str | None:
         return None
     path = file.relative_to(root).as_posix()
     where = f"L{first}-L{first + len(lines) - 1}"
-    return f"{REPOSITORY}/blob/v{pfcore.__version__}/{path}#{where}"
+    return f"{repository}/blob/v{pfcore.__version__}/{path}#{where}"
 
 
 def _call_attributes_fields() -> None:
@@ -301,7 +297,8 @@ def _call_attributes_fields() -> None:
 
 
 def _link_sources(app: Any, config: Any) -> None:
-    config.linkcode_resolve = source_of
+    repository = config.html_theme_options["repository_url"]
+    config.linkcode_resolve = functools.partial(source_of, repository)
 
 
 def setup(app: Any) -> dict[str, Any]:

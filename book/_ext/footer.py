@@ -5,9 +5,8 @@ from collections.abc import Callable, Container
 from importlib import metadata
 from typing import Any
 
-import rerun
-
 import pfcore
+from _ext import launch_box
 
 LINKS = {"book/changelog": "Changes", "book/report": "Reproducibility report"}
 CITE = ("book/intro", "#cite", "Cite this book")
@@ -21,11 +20,11 @@ def footer(pages: Container[str], pathto: Callable[[str], str], repository: str)
       pathto: from a document's name to its address, seen from the page.
       repository: its address.
     """
-    source = f"{repository}/tree/{rerun.revision()}"
+    source = f"{repository}/tree/{launch_box.revision()}"
     licence = metadata.metadata("pfcore")["License-Expression"]
     items = [
         _link(source, f"pfcore and this page: version {pfcore.__version__}"),
-        _link(f"{repository}/blob/{rerun.revision()}/LICENSE", f"Licence: {licence}"),
+        _link(f"{repository}/blob/{launch_box.revision()}/LICENSE", f"Licence: {licence}"),
         *(_link(pathto(page), text) for page, text in LINKS.items() if page in pages),
     ]
     page, anchor, text = CITE

@@ -1,7 +1,9 @@
-"""Mends the theme's pages for readers who listen to them, and for those who wait for them.
+"""What is changed in the pages that the theme and Jupyter Book write, for want of a setting.
 
-Each mend changes the page that the theme has written, since the theme has no setting for it; what
-comes of it is held by tests/browser/test_access.py.
+For readers who listen to pages, and for those who wait for them; tests/browser/test_access.py
+holds what comes of it. And without Thebe, which Jupyter Book always loads: it puts its settings
+into every page, `const` declarations twice where a page is written twice, and names a script on
+another server.
 """
 
 import re
@@ -54,8 +56,22 @@ def _mend_all(app: Any) -> None:
     templates.render = lambda template, context: mend(render(template, context))
 
 
+def _without_thebe(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    def unwanted(script: Any) -> bool:
+        attributes = getattr(script, "attributes", {})
+        return "THEBE_JS_URL" in str(attributes.get("body", "")) or "thebe" in str(
+            getattr(script, "filename", script) or ""
+        )
+
+    context["script_files"] = [s for s in context.get("script_files", []) if not unwanted(s)]
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", _mend_all)
+    # After every extension that adds scripts to a page.
+    app.connect("html-page-context", _without_thebe, priority=900)
     app.add_css_file("accessible.css", priority=900)
     app.add_js_file("accessible.js", loading_method="defer")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import findings_nodes as to
-import findings_records as stored
 from docutils import nodes
 
 import pfcore
+from _ext.claims_pages import stored
+from _ext.common import text
 from pfcore import records
 from pfcore.experiments import EXPERIMENTS, PROBLEMS, PROFILE_VARIABLE
 
@@ -171,7 +171,7 @@ class Facts(NamedTuple):
 def summary(facts: Facts) -> str:
     """What to expect, in a few words."""
     quick = facts.measured.get("quick")
-    words = f"about {to.expectation(quick)}" if quick else "time not measured"
+    words = f"about {text.expectation(quick)}" if quick else "time not measured"
     return words + (" with its stored records" if facts.asked.loads else "") + ", no GPU needed"
 
 
@@ -180,14 +180,14 @@ def sentences(facts: Facts) -> list[str]:
     said = []
     quick, full = facts.measured.get("quick"), facts.measured.get("full")
     if quick:
-        said.append(f"As it stands it took {to.expectation(quick)} on {esc(quick['machine'])}.")
+        said.append(f"As it stands it took {text.expectation(quick)} on {esc(quick['machine'])}.")
     if facts.asked.collects:
         said.append(
             "It reads what the other chapters found, from the folder <code>claims</code> beside "
             "it: run it on Binder or in a clone, since Colab opens the notebook alone."
         )
     if facts.asked.loads:
-        took = f", and took {to.duration(facts.seconds)} in all" if facts.seconds else ""
+        took = f", and took {text.duration(facts.seconds)} in all" if facts.seconds else ""
         said.append(
             "Some of its experiments are stored records, computed beforehand"
             f"{took}: read from the folder <code>records</code> beside it or, where that is "
@@ -206,7 +206,7 @@ def sentences(facts: Facts) -> list[str]:
         f"page sets itself:<ul>{items}</ul>"
     )
     said.append(
-        f"That took {to.expectation(full)} on {esc(full['machine'])}."
+        f"That took {text.expectation(full)} on {esc(full['machine'])}."
         if full
         else "How long that takes, and how much memory, has not been measured."
     )
@@ -286,7 +286,6 @@ def _launch_from_the_tag(app: Any, config: Any) -> None:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    app.setup_extension("findings_nodes")
     others = {name: (_skip, None) for name in ("latex", "text", "man", "texinfo")}
     app.add_node(rerun_box, html=(_visit, None), **others)
     app.connect("config-inited", _launch_from_the_tag)

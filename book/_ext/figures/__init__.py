@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from figure_drawing import WRITTEN, Drawings, drawing_version
-from figure_texts import (
+from PIL import Image
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.osutil import relative_uri
+
+from _ext.figures.drawings import WRITTEN, Drawings, drawing_version
+from _ext.figures.texts import (
     Book,
     Figure,
     bibtex_entry,
@@ -31,11 +36,6 @@ from figure_texts import (
     provenance_json,
     redirect_page,
 )
-from PIL import Image
-from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
-from sphinx.util.osutil import relative_uri
-
 from pfcore import figures
 
 logger = logging.getLogger(__name__)

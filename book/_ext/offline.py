@@ -25,7 +25,7 @@ KEPT = {
     "_static": PAGES,
     "figures": {".html", ".png", ".json", ".bib"},
 }
-# The icons once more as a script, which no page loads (accessible.py); the worker keeps itself.
+# The icons once more as a script, which no page loads (theme_fixes.py); the worker keeps itself.
 LEFT_OUT = ("all.min.js", "worker.js")
 HASH_DIGITS = 16
 

@@ -1,0 +1,1 @@
+"""What several extensions share: nodes of the document, and numbers and times as text."""
