@@ -163,7 +163,7 @@ lint: $(STAMP)  ## style of code and notebooks
 	@echo "== lint: notebooks run in order, stored normalised"
 	@"$(BIN)/python" tools/notebooks.py check
 
-types: $(STAMP)  ## types of pfcore
+types: $(STAMP)  ## types of pfcore, of the tools and of the book's extensions
 	@echo "== types: mypy"
 	@"$(BIN)/mypy"
 
@@ -194,7 +194,7 @@ pages: html  ## read every page of the built book without a browser
 
 # Prints where Chromium is; installs it where there is none.
 define chromium
-	@"$(BIN)/python" tests/browser/chromium.py || "$(BIN)/python" -m playwright install chromium \
+	@"$(BIN)/python" tools/chromium.py || "$(BIN)/python" -m playwright install chromium \
 	  || echo "   no Chromium here, and none could be installed"
 endef
 

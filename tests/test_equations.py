@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from toc import chapters
 
 import pfcore
 from _ext import equations
@@ -41,9 +42,8 @@ FORMULAS = {
 
 def _pages() -> dict[str, str]:
     """The prose of every page in the order of the table of contents."""
-    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     found = {}
-    for name in re.findall(r"(?:root|file): (book/\S+)", toc):
+    for name in (chapter.name for chapter in chapters(ROOT)):
         path = ROOT / f"{name}.ipynb"
         if path.is_file():
             cells = nbformat.read(path, as_version=4).cells

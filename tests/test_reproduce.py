@@ -164,7 +164,7 @@ def small_book(tmp_path):
     return root
 
 
-def setting(root):
+def setting(root, tool):
     """The command of one of the tools of `root`, and what its process is started with."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PFCORE_")}
     options = {"env": environment | {"JAX_PLATFORMS": "cpu"}, "cwd": root}

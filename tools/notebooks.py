@@ -26,19 +26,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from toc import chapters
 
 ROOT = Path(__file__).resolve().parent.parent
 COLLECTOR = "claims"
@@ -61,20 +61,7 @@ CELL_METADATA = ("mystnb", "tags")
 def listed(root: Path = ROOT) -> list[Path]:
     """The notebooks under `root` that `_toc.yml` names, in its order."""
 
-    def files(node: object) -> Iterable[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key in ("root", "file"):
-                    yield value
-                else:
-                    yield from files(value)
-        elif isinstance(node, list):
-            for item in node:
-                yield from files(item)
-
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    paths = (root / name for name in files(toc))
-    paths = (p if p.suffix == ".ipynb" else p.with_name(p.name + ".ipynb") for p in paths)
+    paths = (root / f"{chapter.name}.ipynb" for chapter in chapters(root))
     return [path for path in paths if path.is_file()]
 
 

@@ -9,14 +9,15 @@ import argparse
 import base64
 import html
 import os
-import runpy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import chromium
 import pypdf
 import yaml
 from bs4 import BeautifulSoup
+from toc import Chapter, chapters
 
 import pfcore
 
@@ -24,36 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAYGROUND = "book/playground"
 # A4 with the margins of book/_static/print.css: 174 mm at 96 dots to the inch.
 WIDTH, HEIGHT = 657, 980
-
-
-class Chapter(NamedTuple):
-    """A page of the book: its name, its part's name where it begins one, and its depth below."""
-
-    name: str
-    part: str | None = None
-    depth: int = 0
-
-    @property
-    def anchor(self) -> str:
-        """Where it begins on the single page."""
-        return self.name.replace("/", "-")
-
-
-def chapters(toc: Path) -> list[Chapter]:
-    """The pages in the order of the table of contents."""
-    contents = yaml.safe_load(toc.read_text(encoding="utf-8"))
-    found = [Chapter(contents["root"])]
-
-    def add(nodes: list[dict[str, Any]], part: str | None = None, depth: int = 0) -> None:
-        for node in nodes:
-            found.append(Chapter(str(Path(node["file"]).with_suffix("")), part, depth))
-            part = None
-            add(node.get("sections", []), depth=depth + 1)
-
-    for part in contents.get("parts", []):
-        add(part["chapters"], part.get("caption"))
-    add(contents.get("chapters", []))
-    return found
 
 
 # ---- one page from many
@@ -195,7 +166,7 @@ def picture_of_playground(browser: Any, root: Path) -> str:
 
 def assemble(root: Path, target: Path, browser: Any) -> tuple[str, list[tuple[Chapter, str]]]:
     """The chapters as one text, and their titles."""
-    listed = chapters(ROOT / "_toc.yml")
+    listed = chapters(ROOT)
     names = {chapter.name for chapter in listed}
     texts, titled = [], []
     for chapter in listed:
@@ -224,9 +195,8 @@ def print_book(root: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     single = target.with_suffix(".html")
     title = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]
-    chromium = runpy.run_path(str(ROOT / "tests" / "browser" / "chromium.py"))["find"]()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
+        browser = playwright.chromium.launch(executable_path=chromium.find())
         body, titled = assemble(root, target.parent, browser)
 
         def write(sheets: dict[str, int]) -> str:

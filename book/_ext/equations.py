@@ -93,18 +93,28 @@ class Number(SphinxTransform):
             self._number(block, labels[0])
 
     def _number(self, block: nodes.math_block, label: str) -> None:
-        domain = self.env.get_domain("math")
+        domain: Any = self.env.get_domain("math")
         domain.note_equation(self.env.docname, label, location=block)
         block["label"], block["docname"] = label, self.env.docname
         block["number"] = domain.get_equation_number_for(label)
         block["ids"] = [anchor(label), *block["ids"]]
         block["classes"].append("numbered-equation")
         self.env.note_dependency(str(FILE))
-        known = self.app.equations.get(label)
+        known = _listed(self.app).get(label)
         if known is None:
             LOG.warning("equation %s has no entry in %s", label, FILE.name, location=block)
         else:
             block.parent.insert(block.parent.index(block) + 1, _code_line(known.code))
+
+
+def _listed(app: Any) -> dict[str, Equation]:
+    """What the file says of each equation."""
+    return app.equations
+
+
+def _numbered(env: Any) -> dict[str, Any]:
+    """Page and number of each equation, by its label; complete once all pages are read."""
+    return env.get_domain("math").equations
 
 
 # ---- the way back
@@ -125,8 +135,8 @@ class Back(SphinxPostTransform):
 
     def _line(self, name: str) -> nodes.paragraph:
         pages: dict[str, list[str]] = {}
-        where = self.env.get_domain("math").equations
-        for label, equation in self.app.equations.items():
+        where = _numbered(self.env)
+        for label, equation in _listed(self.app).items():
             if name in equation.code and label in where:
                 pages.setdefault(where[label][0], []).append(label)
         line = nodes.paragraph("", "", classes=["in-equations"])
@@ -169,8 +179,8 @@ class Listed(SphinxPostTransform):
 
     def _list(self) -> nodes.bullet_list:
         listed = nodes.bullet_list("", classes=["equation-list"])
-        where = self.env.get_domain("math").equations
-        for label, equation in self.app.equations.items():
+        where = _numbered(self.env)
+        for label, equation in _listed(self.app).items():
             if label in where:
                 line = nodes.paragraph("", "", _number_of(label), nodes.Text(f" {equation.what}"))
                 listed += nodes.list_item("", line)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import chromium
 import pytest
 
-from tests.browser import chromium, serving, tabs, visits
+from tests.browser import serving, tabs, visits
 from tests.pages import book
 
 # What takes longest starts first, so that no process works on one thing alone at the end: groups of

@@ -8,13 +8,12 @@ import functools
 import html
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-import yaml
 from bs4 import BeautifulSoup
+from toc import chapters
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = Path(os.environ.get("PFCORE_BOOK_HTML", ROOT / "_build" / "html")).resolve()
@@ -28,20 +27,7 @@ NUMBERED = re.compile(
 @functools.cache
 def in_toc() -> tuple[str, ...]:
     """Every page that the table of contents names, in its order: `book/intro.html`, …"""
-    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
-
-    def files(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key in ("root", "file"):
-                    yield str(Path(value).with_suffix(".html"))
-                else:
-                    yield from files(value)
-        elif isinstance(node, list):
-            for item in node:
-                yield from files(item)
-
-    return tuple(files(yaml.safe_load(toc)))
+    return tuple(f"{chapter.name}.html" for chapter in chapters(ROOT))
 
 
 def every() -> list[str]:

@@ -18,7 +18,7 @@ def documented() -> dict[str, str]:
 
     from pfcore.cli import app
 
-    program = typer.main.get_command(app)
+    program: Any = typer.main.get_command(app)
     context = program.make_context("pfcore", [], resilient_parsing=True)
     text = get_docs_for_click(obj=program, ctx=context, name="pfcore")
     _, *found = re.split(r"^#+ `(.+)`$", text, flags=re.MULTILINE)

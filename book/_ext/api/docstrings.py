@@ -177,6 +177,11 @@ def _api_role(
     return [api_name(rawtext, shown, entry=entry.rstrip(">"))], []
 
 
+def _entries(env: Any) -> dict[str, Any]:
+    """Every entry of the API, by its full name."""
+    return env.get_domain("py").objects
+
+
 class Links(SphinxPostTransform):
     """Make a link of a name that has an entry, and plain code of any other."""
 
@@ -193,7 +198,7 @@ class Links(SphinxPostTransform):
 
     def _target(self, shown: str, entry: str) -> str | None:
         """The full name of the entry that is meant: near by, by its full name, or by its class."""
-        known = self.env.get_domain("py").objects
+        known = _entries(self.env)
         scopes = entry.split(".")
         near = [".".join([*scopes[:n], shown]) for n in range(len(scopes), 0, -1)]
         found = [name for name in [*near, shown] if name in known]
@@ -242,7 +247,7 @@ class Overviews(SphinxPostTransform):
         shown = ("function", "class", "data", "exception")
         names = [
             name
-            for name, entry in self.env.get_domain("py").objects.items()
+            for name, entry in _entries(self.env).items()
             if entry.docname == page and entry.objtype in shown and not entry.aliased
         ]
         ends = collections.Counter(name.split(".")[-1] for name in names)

@@ -163,6 +163,7 @@ def _read_figure(
     name = node["ids"][0]
     path = Path(app.srcdir, image["candidates"].get("*", image["uri"]))
     cell = _cell(node)
+    drawn_by: tuple[str, str] | None
     if cell is not None:
         notebook = str(app.env.doc2path(docname, base=False))
         drawn_by = notebook, _cell_code(app.env, docname, cell["cell_index"])
@@ -239,7 +240,7 @@ def _read_page(app: Any, doctree: nodes.document) -> None:
         if _wanted(app):
             app.figure_drawings.begin(Path(app.srcdir, figure.image))
     _found(app.env)[docname] = read
-    known = getattr(app.env, "figure_galleries", set()) - {docname}
+    known: set[str] = getattr(app.env, "figure_galleries", set()) - {docname}
     app.env.figure_galleries = known | ({docname} if any(doctree.findall(all_figures)) else set())
 
 

@@ -1,4 +1,4 @@
-"""Where this machine's Chromium is: `python tests/browser/chromium.py` prints it, or fails."""
+"""Where this machine's Chromium is: `python tools/chromium.py` prints it, or fails."""
 
 import os
 import shutil
