@@ -1,6 +1,7 @@
 """The playground's numbers against pfcore's; they need nothing but the page's script."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,10 @@ from tests.pages import book
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pfcore")]
 
-SCRIPT = book.ROOT / "book" / "_static" / "playground.js"
+# As the page loads them, in this order.
+SCRIPTS = re.findall(
+    r'<script src="\.\./(_static/[^"]+)"', (book.ROOT / "book" / "playground.md").read_text("utf-8")
+)
 FLOWS = ("ngf", "igr", "principal")
 NUM_STEPS = 8
 # Landscape -> starts, learning rates: hλ at the starts from below 0 to above 2.
@@ -42,9 +46,10 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def script(browser: Any) -> Iterator[Callable]:
-    """`script(expression, argument)`, evaluated beside the script alone, on an empty page."""
+    """`script(expression, argument)`, evaluated beside the page's scripts, on an empty page."""
     page = browser.new_page()
-    page.add_script_tag(content=SCRIPT.read_text(encoding="utf-8"))
+    for path in SCRIPTS:
+        page.add_script_tag(content=(book.ROOT / "book" / path).read_text(encoding="utf-8"))
     yield page.evaluate
     page.close()
 
