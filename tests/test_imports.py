@@ -1,6 +1,7 @@
 """What is imported, and when; each in a process of its own, since imports cannot be undone."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -33,10 +34,15 @@ def test_every_public_name_is_found(name):
     assert name in dir(pfcore)
 
 
-def test_functions_are_not_hidden_by_modules():
+def test_no_module_has_the_name_of_a_function_beside_it():
+    """Else what `pfcore.learning_rates.dal` is would depend on what was imported before."""
     import pfcore._integrate
 
     assert callable(pfcore.integrate) and callable(pfcore.gradient_descent)
+    for package in ("curvature", "figures", "flows", "learning_rates"):
+        loaded = importlib.import_module(f"pfcore.{package}")
+        modules = {module.name for module in pkgutil.iter_modules(loaded.__path__)}
+        assert not modules & set(loaded.__all__), package
 
 
 def test_unknown_name_is_refused():

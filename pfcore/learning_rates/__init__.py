@@ -1,7 +1,7 @@
 """Adaptive learning rates as Optax transformations: from drift, from curvature, from sharpness."""
 
-from pfcore.learning_rates.cdat import ScaleByCdatState, cdat, scale_by_cdat
-from pfcore.learning_rates.dal import ScaleByDalState, dal, scale_by_dal
+from pfcore.learning_rates._cdat import ScaleByCdatState, cdat, scale_by_cdat
+from pfcore.learning_rates._dal import ScaleByDalState, dal, scale_by_dal
 from pfcore.learning_rates.sharpness import (
     ScaleBySharpnessState,
     scale_by_sharpness,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcore._checks import Loss, ScalarLike, check_positive
 from pfcore._trees import Params
+from pfcore.learning_rates._dal import descending
 from pfcore.learning_rates.common import (
     AxisName,
     bounded,
@@ -21,7 +22,6 @@ from pfcore.learning_rates.common import (
     state_dtype,
     trained,
 )
-from pfcore.learning_rates.dal import descending
 
 
 class ScaleByCdatState(NamedTuple):
