@@ -54,7 +54,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup book notebooks test quick lint types unit test-images nbval claims html pages \
-  browser access pdf reproduce colab registry format citation test-oldest test-newest dist lock clean \
+  browser access pdf reproduce colab registry address format citation test-oldest test-newest dist lock clean \
   distclean
 
 help:  ## this list
@@ -267,6 +267,9 @@ dist: $(STAMP)  ## wheel and source distribution, checked
 
 registry: $(STAMP)  ## list the stored records and their hashes for the package
 	@"$(BIN)/python" tools/registry.py
+
+address: $(STAMP)  ## set the repository's address everywhere: REPO=owner/name
+	@"$(BIN)/python" tools/address.py $(REPO)
 
 format: $(STAMP)  ## rewrite code and notebooks in the house style
 	@"$(BIN)/ruff" check --quiet --fix .

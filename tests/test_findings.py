@@ -15,7 +15,7 @@ from pfcore.claims import VERDICTS, Claim, collect, combined, in_parts, report
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
-REPOSITORY = "https://github.com/principal-flow/pfcore"
+REPOSITORY = "https://github.com/somebody/pfcore"
 
 pytest.importorskip("sphinx")
 from _ext import footer as foot  # noqa: E402
@@ -228,10 +228,10 @@ def test_pages_that_use_a_record_are_found_by_their_figures_provenance(tmp_path,
 
 def test_addresses_are_those_of_the_released_version():
     assert launch_box.colab(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
-        "https://colab.research.google.com/github/principal-flow/pfcore/blob/v0.1.0/book/dal.ipynb"
+        "https://colab.research.google.com/github/somebody/pfcore/blob/v0.1.0/book/dal.ipynb"
     )
     assert launch_box.binder(REPOSITORY, "book/dal.ipynb", "0.1.0") == (
-        "https://mybinder.org/v2/gh/principal-flow/pfcore/v0.1.0?urlpath=lab/tree/book/dal.ipynb"
+        "https://mybinder.org/v2/gh/somebody/pfcore/v0.1.0?urlpath=lab/tree/book/dal.ipynb"
     )
 
 

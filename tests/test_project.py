@@ -71,8 +71,9 @@ def test_versions_in_install_lines():
 
 
 def test_one_repository_address():
-    assert re.fullmatch(r"https://github\.com/[\w.-]+/pfcore", REPOSITORY)
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", REPOSITORY)
     slug = REPOSITORY.removeprefix("https://github.com/")
+    name = re.escape(slug.partition("/")[2])
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["repository-code"] == REPOSITORY
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -80,7 +81,7 @@ def test_one_repository_address():
     ours = re.compile(
         r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+?)(?=[/\s)\"'#]|\.git\b|$)"
         r"|git\+https://github\.com/([\w.-]+/[\w.-]+?)(?=[@/\s)\"'#]|\.git\b|$)"
-        r"|github\.com/([\w.-]+/pfcore)\b"
+        rf"|github\.com/([\w.-]+/{name})\b"
     )
     seen = {
         name: {next(filter(None, groups)) for groups in ours.findall(text)}

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import chromium
 import pypdf
 import yaml
+from address import GITHUB, current
 from bs4 import BeautifulSoup
 from toc import Chapter, chapters
 
@@ -106,12 +107,13 @@ def head(root: Path, first: Chapter, target: Path) -> str:
 
 def title_page(title: str) -> str:
     """The book's name, its version, and what it accompanies."""
+    repository = current()
     return f"""<section class="print-title" aria-label="Title page">
 <p class="print-name">{html.escape(title)}</p>
 <p class="print-subtitle">An executable companion to <em>On a continuous time model of gradient
 descent dynamics and instability in deep learning</em><br>Rosca, Wu, Qin and Dherin, TMLR 2023</p>
 <p class="print-version">Version {pfcore.__version__}<br>
-<a href="https://github.com/principal-flow/pfcore">github.com/principal-flow/pfcore</a></p>
+<a href="{GITHUB}{repository}">{GITHUB.removeprefix("https://")}{repository}</a></p>
 </section>"""
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import address
 import pytest
 
 from tests.pages import book
@@ -29,7 +30,7 @@ def test_every_page_lists_all_pages_and_its_neighbours(name):
 def test_launch_buttons_lead_to_the_notebook(name):
     notebook = re.escape(name.replace(".html", ".ipynb"))
     menu = [a["href"] for a in book.soup(name).select(".dropdown-launch-buttons a[href]")]
-    repository = r"principal-flow/pfcore"
+    repository = re.escape(address.current())
     colab = rf"https://colab\.research\.google\.com/github/{repository}/blob/[^/]+/{notebook}"
     binder = rf"https://mybinder\.org/v2/gh/{repository}/[^/?]+\?urlpath=[^?]*{notebook}"
     for wanted in (colab, binder):
