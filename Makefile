@@ -259,7 +259,7 @@ dist: $(STAMP)  ## wheel and source distribution, checked
 	@$(UV) build --quiet --python "$(BIN)/python" --out-dir "$(BUILD)/dist"
 	@"$(BIN)/python" tools/check_dist.py "$(BUILD)/dist"
 	@$(UV) venv --quiet --clear --python "$(BIN)/python" "$(BUILD)/dist-env"
-	@$(UV) pip install --quiet --python "$(BUILD)/dist-env" "$(BUILD)"/dist/*.whl
+	@$(UV) pip install --quiet --python "$(BUILD)/dist-env" "$$(echo "$(BUILD)"/dist/*.whl)[all]"
 	@cd "$(BUILD)/dist" && ../dist-env/bin/python -c 'import pfcore; print("   imported:", pfcore.__file__)' \
 	  && ../dist-env/bin/pfcore list >/dev/null
 

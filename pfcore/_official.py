@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pfcore._extras import optional
+
 VARIABLE = "PFCORE_DATA"
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 # The number of samples in the whole files.
@@ -281,8 +283,9 @@ def download(addresses: Sequence[str], file: str, sha256: str, folder: str = "")
       ValueError: the last one that could be read has something else.
       OSError: the cache cannot be written.
     """
-    import pooch
-    import requests
+    with optional():
+        import pooch
+        import requests
 
     failures: list[str] = []
     kind: type[Exception] = ConnectionError

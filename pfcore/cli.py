@@ -6,10 +6,13 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 import pfcore
-from pfcore import experiments, figures
+from pfcore._extras import optional
+
+with optional():
+    import typer
+
+    from pfcore import experiments
 
 app = typer.Typer(
     add_completion=False,
@@ -119,6 +122,8 @@ def redraw(
     theme: Annotated[str, typer.Option(help="light, or dark for a dark page.")] = "light",
 ) -> None:
     """Draw a figure again from its data alone."""
+    from pfcore import figures  # Matplotlib, which the other commands can do without
+
     try:
         csv = figures.contents(source).csv if source.suffix == ".png" else source
         figures.save(figures.redraw(csv, theme), target)

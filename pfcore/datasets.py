@@ -10,6 +10,7 @@ import numpy as np
 
 from pfcore import _official, records
 from pfcore._checks import check_count
+from pfcore._extras import optional
 
 
 class Dataset(NamedTuple):
@@ -54,7 +55,8 @@ class _Pool(NamedTuple):
 
 def _embedded(name: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
     """A fixed shuffle, then the first 80 % to train on."""
-    from sklearn.datasets import load_breast_cancer, load_digits
+    with optional():
+        from sklearn.datasets import load_breast_cancer, load_digits
 
     loader = load_breast_cancer if name == "breast_cancer" else load_digits
     inputs, targets = loader(return_X_y=True)

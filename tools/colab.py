@@ -107,7 +107,7 @@ def create_environment(folder: Path, wheel: Path) -> Path:
     else:
         call(sys.executable, "-m", "venv", made, cwd=folder)
         install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    call(*install, "--constraint", constraints, wheel, "ipykernel", cwd=folder)
+    call(*install, "--constraint", constraints, f"{wheel}[all]", "ipykernel", cwd=folder)
     found = call(python, "-c", "import pfcore; print(pfcore.__file__)", cwd=folder).strip()
     if not Path(found.splitlines()[-1]).is_relative_to(made):
         raise SystemExit(f"pfcore is imported from {found}, not from the fresh environment")

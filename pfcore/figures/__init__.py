@@ -5,31 +5,34 @@ where they came from. `contents` takes both out of the picture, `redraw` draws i
 alone, in light or in dark, and `save` writes it as SVG, PDF or PNG.
 """
 
-import matplotlib as mpl
+from pfcore._extras import optional
 
-from pfcore.figures.files import (
-    Contents,
-    animation,
-    carry_data,
-    contents,
-    difference,
-    picture,
-    png,
-    redraw,
-    save,
-)
-from pfcore.figures.style import (
-    COLORS,
-    LABELS,
-    STYLE,
-    WIDTH,
-    contours,
-    dots,
-    key,
-    label,
-    step_axis,
-)
-from pfcore.figures.themes import BACKGROUND, THEMES
+with optional():
+    import matplotlib as mpl
+
+    from pfcore.figures.files import (
+        Contents,
+        animation,
+        carry_data,
+        contents,
+        difference,
+        picture,
+        png,
+        redraw,
+        save,
+    )
+    from pfcore.figures.style import (
+        COLORS,
+        LABELS,
+        STYLE,
+        WIDTH,
+        contours,
+        dots,
+        key,
+        label,
+        step_axis,
+    )
+    from pfcore.figures.themes import BACKGROUND, THEMES
 
 
 def use_style() -> None:

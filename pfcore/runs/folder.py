@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcore._extras import optional
 from pfcore.provenance import jsonable
 from pfcore.records import RECORD, RUN, is_finished, write_json
 
@@ -123,7 +124,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path):
-        import orbax.checkpoint as ocp  # takes its time, and only runs that are kept need it
+        with optional():
+            import orbax.checkpoint as ocp  # slow to load, and only runs that are kept need it
 
         self._folder = Path(folder).resolve() / CHECKPOINTS
         self._args = ocp.args

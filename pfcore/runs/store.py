@@ -18,6 +18,7 @@ from typing import Any
 
 import pfcore
 from pfcore import _official, records
+from pfcore._extras import optional
 from pfcore.runs.durations import duration
 
 VARIABLE = "PFCORE_RECORDS"
@@ -131,7 +132,8 @@ def _download(listed: dict[str, Any]) -> records.Record | None:
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
     """Two lines from Pooch for each record would bury a notebook's output."""
-    import pooch
+    with optional():
+        import pooch
 
     logger = pooch.get_logger()
     level = logger.level

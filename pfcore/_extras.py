@@ -1,0 +1,35 @@
+"""Packages that only a part of pfcore needs, and the extra that installs them."""
+
+import contextlib
+from collections.abc import Iterator
+
+# By the name that is imported.
+EXTRAS = {
+    "PIL": "figures",
+    "matplotlib": "figures",
+    "mpl_toolkits": "figures",
+    "orbax": "runs",
+    "pooch": "runs",
+    "sklearn": "runs",
+    "typer": "runs",
+}
+
+
+@contextlib.contextmanager
+def optional() -> Iterator[None]:
+    """Around imports of packages that may be missing: the error says which extra installs them.
+
+    Raises:
+      ModuleNotFoundError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise ModuleNotFoundError(
+            f"{package} is not installed, which this needs; "
+            f'install it with: pip install "pfcore[{EXTRAS[package]}]"',
+            name=error.name,
+        ) from error
