@@ -145,7 +145,7 @@ endef
 test: lint citation types unit nbval claims html pages browser  ## every check
 	@echo "== test: all passed"
 
-SCIENCE := $(addprefix tests/test_,curvature flows descent.py imports.py integrate.py \
+SCIENCE := $(addprefix tests/library/test_,curvature flows descent.py imports.py integrate.py \
   learning_rates.py losses.py networks.py objectives.py stability.py)
 # What is worked on daily: the science, and the pages as far as they can be read without a browser.
 quick: INCREMENTAL := 1
@@ -173,7 +173,7 @@ unit: $(STAMP)  ## unit tests and the examples in docstrings
 
 test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the folder PFCORE_DATA
 	@echo "== test-images: real images in $${PFCORE_DATA:?names no folder with MNIST and CIFAR-10 files}"
-	@$(CHECK) "$(BIN)/python" -m pytest -q -rs tests/test_real_images.py
+	@$(CHECK) "$(BIN)/python" -m pytest -q -rs tests/library/test_real_images.py
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	@echo "== nbval: every notebook against its stored outputs"

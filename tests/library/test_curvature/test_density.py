@@ -8,7 +8,7 @@ import pytest
 import pfcore
 from pfcore.curvature import spectral_density
 from tests.conftest import mixed_loss, mixed_params
-from tests.test_curvature.test_krylov import symmetric
+from tests.library.test_curvature.test_krylov import symmetric
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,7 +7,7 @@ import colab
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INSTALLS = (
     "import importlib.util\n\n"
     'if importlib.util.find_spec("pfcore") is None:\n    %pip install --quiet "pfcore"'

@@ -13,7 +13,7 @@ import pfcore
 from _ext import equations
 from _ext.api import command_line, docstrings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "book" / "api"
 REPOSITORY = "https://example.org/somebody/pfcore"
 

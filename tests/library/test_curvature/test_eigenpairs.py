@@ -15,7 +15,7 @@ from pfcore.curvature import top_eigenpairs
 from pfcore.curvature.dense import gradient_and_hessian
 from pfcore.curvature.eigenpairs import SMALL, subspace_rows
 from tests.conftest import flatten_path, mixed_loss, mixed_params
-from tests.test_curvature.test_krylov import symmetric
+from tests.library.test_curvature.test_krylov import symmetric
 
 pytestmark = pytest.mark.usefixtures("x64")
 

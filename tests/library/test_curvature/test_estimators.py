@@ -7,7 +7,7 @@ import pytest
 
 from pfcore.curvature import diagonal, trace
 from tests.conftest import flatten, mixed_loss, mixed_params
-from tests.test_curvature.test_krylov import symmetric
+from tests.library.test_curvature.test_krylov import symmetric
 
 pytestmark = pytest.mark.usefixtures("x64")
 

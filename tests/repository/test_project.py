@@ -13,7 +13,7 @@ from toc import chapters
 
 import pfcore
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
 PROSE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")

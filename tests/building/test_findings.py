@@ -13,7 +13,7 @@ import pytest
 from pfcore import experiments, figures, provenance, records
 from pfcore.claims import VERDICTS, Claim, collect, combined, in_parts, report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 REPOSITORY = "https://github.com/somebody/pfcore"
 

@@ -15,7 +15,7 @@ from pfcore.curvature.krylov import krylov_apply, krylov_space, matrix_function
 from pfcore.objectives import quadratic_form
 from pfcore.stability import principal_coefficient
 from tests.conftest import flatten, mixed_loss, mixed_params
-from tests.test_curvature.test_dense import complex_symmetric, orthogonal
+from tests.library.test_curvature.test_dense import complex_symmetric, orthogonal
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parent.parent / "book" / "your_framework.md"
+PAGE = Path(__file__).resolve().parents[2] / "book" / "your_framework.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 # By the heading above them; what stands above the first is shared.
 BLOCKS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parent.parent / "book" / "your_own_loop.ipynb"
+PAGE = Path(__file__).resolve().parents[2] / "book" / "your_own_loop.ipynb"
 
 
 def scripts() -> tuple[str, str]:

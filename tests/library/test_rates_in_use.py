@@ -415,7 +415,7 @@ def test_frozen_layers_with_flax():
 
 def test_the_page_on_frozen_layers():
     """Its example runs, and takes the step of the head's own block."""
-    page = Path(__file__).resolve().parent.parent / "book" / "your_framework.md"
+    page = Path(__file__).resolve().parents[2] / "book" / "your_framework.md"
     shared, *_ = blocks = re.findall(
         r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S
     )

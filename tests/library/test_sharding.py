@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.two_processes import measurements, setting
+from tests.library.two_processes import measurements, setting
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT = 600  # for what hangs; a loaded machine may need minutes
 
 
@@ -46,9 +46,8 @@ def outputs(*processes: subprocess.Popen) -> list[str]:
 
 @pytest.mark.slow
 def test_eight_devices():
-    outputs(
-        start("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/eight_devices.py", devices=8)
-    )
+    tests = "tests/library/eight_devices.py"
+    outputs(start("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, devices=8))
 
 
 @pytest.mark.slow
@@ -57,7 +56,7 @@ def test_two_processes(x64):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    found = outputs(*(start("-m", "tests.two_processes", port, str(i)) for i in range(2)))
+    found = outputs(*(start("-m", "tests.library.two_processes", port, str(i)) for i in range(2)))
     expected = measurements(*setting())
     for lines in found:
         result = json.loads(lines.splitlines()[-1])

@@ -16,7 +16,7 @@ import notebooks
 import pytest
 import reproduce
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 BASE = {"statement": "a number", "tolerance": "< 1", "figure": "fig-a", "rerun_tolerance": 0.1}
 

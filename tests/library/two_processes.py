@@ -1,4 +1,6 @@
-"""One of two processes that hold half of the data each: python -m tests.two_processes PORT INDEX.
+"""One of two processes that hold half of the data each.
+
+    python -m tests.library.two_processes PORT INDEX
 
 `test_sharding.py` starts both and compares the numbers that each of them prints.
 """

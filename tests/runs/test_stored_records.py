@@ -18,9 +18,9 @@ import pfcore
 from pfcore import experiments, records
 from pfcore.runs import store
 from pfcore.runs.durations import duration
-from tests.test_datasets import nowhere, serve
+from tests.library.test_datasets import nowhere, serve
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BOOK_RECORDS = ROOT / "book" / "records"
 NAME = "edge-of-stability"
 CHANGES = ("num_steps=3", "num_eigenpairs=1")

@@ -18,7 +18,7 @@ from pybtex.database import parse_string
 from _ext.figures import drawings, texts
 from pfcore import figures
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 PAPER = "@article{paper,\n  title = {On {GD}},\n  author = {A, B},\n  year = {2023},\n}\n"
 BOOK = texts.Book(
