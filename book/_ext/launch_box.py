@@ -24,6 +24,8 @@ from pfcore.experiments import EXPERIMENTS, PROBLEMS, PROFILE_VARIABLE
 esc = html.escape
 
 BRANCH = "main"
+# What looks for a stored record, under its name of today and that of version 0.2.
+LOADS = ("load_or_run", "obtain")
 
 
 class rerun_box(nodes.General, nodes.Element):
@@ -91,14 +93,14 @@ def asked(source: str) -> Asked:
         given = _texts(call.args[1:])
         keys = _keys(constants if len(given) < len(call.args[1:]) else given)
         used[name] = used[name] & keys if name in used else keys
-    for name, call in [*_experiments(calls, "run"), *_experiments(calls, "load_or_run")]:
+    for name, call in [found for way in ("run", *LOADS) for found in _experiments(calls, way)]:
         if len(call.args) == 1:
             used[name] = set()
     named = {text.removeprefix("problem=") for text in constants}
     return Asked(
         experiments=used,
         problems=[name for name in PROBLEMS["quick"] if name in named],
-        loads=any(_called(call) == "load_or_run" for call in calls),
+        loads=any(_called(call) in LOADS for call in calls),
         collects=any(_called(call) == "collect" for call in calls),
     )
 

@@ -262,6 +262,11 @@ def test_what_a_page_asks_for_is_read_from_its_code(tmp_path):
     assert asked.loads and not asked.collects
 
 
+def test_a_record_asked_for_by_the_older_name_is_a_stored_record_too():
+    asked = launch_box.asked('run = experiments.obtain("learning-rate-change")')
+    assert asked.loads and asked.experiments == {"learning-rate-change": set()}
+
+
 def test_what_the_full_profile_changes_is_computed_from_the_profiles():
     changes = launch_box.larger(launch_box.asked(CODE))
     full = experiments.configure("edge-of-stability", profile="full")
