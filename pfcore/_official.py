@@ -1,4 +1,4 @@
-"""The official MNIST and CIFAR-10 files: fetched once, checked, read into uint8 arrays.
+"""The official files of MNIST, Fashion-MNIST and CIFAR-10: fetched once, checked, read.
 
 Nothing is unpickled and nothing is unpacked to disk.
 """
@@ -19,10 +19,15 @@ import numpy as np
 from pfcore._extras import optional
 
 VARIABLE = "PFCORE_DATA"
-TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+# Data sets in MNIST's format, and their folders in PFCORE_DATA.
+FOLDERS = {"mnist": "mnist", "fashion_mnist": "fashion-mnist"}
+# Where a system's own package puts them: Debian's dataset-fashion-mnist.
+SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 # The number of samples in the whole files.
 SIZES = {
     "mnist": {"train": 60_000, "test": 10_000},
+    "fashion_mnist": {"train": 60_000, "test": 10_000},
     "cifar10": {"train": 50_000, "test": 10_000},
 }
 ADDRESSES = {
@@ -30,31 +35,77 @@ ADDRESSES = {
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
+    "fashion_mnist": (
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
     "cifar10": ("https://www.cs.toronto.edu/~kriz/",),
 }
 ARCHIVE, BATCHES = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
-# SHA-256 of what is downloaded.
-ZIPPED = {
-    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+# Of what is downloaded: SHA-256, or the MD5 that Fashion-MNIST's authors publish.
+DOWNLOADS = {
+    "mnist": {
+        "train-images-idx3-ubyte.gz": (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    "cifar10": {
+        ARCHIVE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    },
 }
-DOWNLOADS = {stem + ".gz": digest for stem, digest in ZIPPED.items()}
-DOWNLOADS[ARCHIVE] = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 # SHA-256 of the whole files, uncompressed: a file with as many samples is that file or an altered
 # one; one with fewer can be its head.
 CONTENTS = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    "mnist": {
+        "train-images-idx3-ubyte": (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+        ),
+        "train-labels-idx1-ubyte": (
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+        ),
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+        ),
+        "train-labels-idx1-ubyte": (
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+        ),
+    },
+    "cifar10": {
+        "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+        "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+        "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+        "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+        "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    },
 }
 PREFIXES = {"train": "train", "test": "t10k"}
 FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
@@ -70,8 +121,8 @@ def read(
     From the folder that PFCORE_DATA names, where it is set, and else from the cache. Beside them a
     remark, where something in the files was left out.
     """
-    if name == "mnist":
-        return {part: _mnist(part) for part in parts}, None
+    if name in FOLDERS:
+        return {part: _idx_pair(name, part) for part in parts}, None
     contents = _batches([file for part in parts for file in FILES[part]])
     samples, remark = {}, None
     for part in parts:
@@ -92,7 +143,10 @@ def only_mnist_test_files() -> bool:
     if folder is None:
         return False
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
-    train, test = ([_find(folder, f"{p}-{kind}") for kind in kinds] for p in ("train", "t10k"))
+    train, test = (
+        [_find(folder / FOLDERS["mnist"], f"{p}-{kind}") for kind in kinds]
+        for p in ("train", "t10k")
+    )
     return all(test) and not any(train)
 
 
@@ -102,34 +156,36 @@ def _folder() -> Path | None:
 
 
 def _find(folder: Path, stem: str) -> Path | None:
-    """MNIST's file, compressed or not."""
-    paths = (folder / "mnist" / (stem + suffix) for suffix in (".gz", ""))
+    """A file in MNIST's format, compressed or not."""
+    paths = (folder / (stem + suffix) for suffix in (".gz", ""))
     return next((path for path in paths if path.is_file()), None)
 
 
-def _mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
-    prefix, whole = PREFIXES[part], SIZES["mnist"][part]
-    images = _idx_file(f"{prefix}-images-idx3-ubyte", (28, 28), whole)
-    labels = _idx_file(f"{prefix}-labels-idx1-ubyte", (), whole)
+def _idx_pair(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    prefix, whole = PREFIXES[part], SIZES[name][part]
+    images = _idx_file(name, f"{prefix}-images-idx3-ubyte", (28, 28), whole)
+    labels = _idx_file(name, f"{prefix}-labels-idx1-ubyte", (), whole)
     if len(images) != len(labels):
         raise ValueError(
-            f"MNIST's {prefix} files disagree: {len(images):,} images, {len(labels):,} labels; "
-            "cut both after the same sample"
+            f"{TITLES[name]}'s {prefix} files disagree: {len(images):,} images, "
+            f"{len(labels):,} labels; cut both after the same sample"
         )
     _check_labels(labels, f"{prefix}-labels-idx1-ubyte")
     return images[..., np.newaxis], labels
 
 
-def _idx_file(stem: str, shape: tuple[int, ...], whole: int) -> np.ndarray:
+def _idx_file(name: str, stem: str, shape: tuple[int, ...], whole: int) -> np.ndarray:
     folder = _folder()
-    if folder is None:
-        return parse_idx(unzip(_fetch("mnist", stem + ".gz")), stem, shape)
-    path = _find(folder, stem)
-    if path is None:
-        raise _missing(folder / "mnist" / (stem + ".gz"))
+    if folder is not None:
+        path = _find(folder / FOLDERS[name], stem)
+        if path is None:
+            raise _missing(folder / FOLDERS[name] / (stem + ".gz"))
+    else:
+        installed = _find(SYSTEM[name], stem) if name in SYSTEM else None
+        path = installed or _fetch(name, stem + ".gz")
     content = unzip(path)
     items = parse_idx(content, str(path), shape)
-    _check_content(content, len(items), whole, path)
+    _check_content(content, len(items), whole, path, CONTENTS[name][stem])
     return items
 
 
@@ -142,7 +198,7 @@ def _batches(files: Sequence[str]) -> dict[str, np.ndarray]:
     if archive.is_file() and not batches.is_dir():
         with archive.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check_hash(found, DOWNLOADS[ARCHIVE], archive)
+        _check_hash(found, DOWNLOADS["cifar10"][ARCHIVE], archive)
         return unpack(archive, files)
     records = {}
     for file in files:
@@ -151,7 +207,7 @@ def _batches(files: Sequence[str]) -> dict[str, np.ndarray]:
             raise _missing(path, "" if batches.is_dir() else f" (nor does {archive})")
         content = path.read_bytes()
         records[file] = parse_records(content, str(path))
-        _check_content(content, len(records[file]), 10_000, path)
+        _check_content(content, len(records[file]), 10_000, path, CONTENTS["cifar10"][file])
     return records
 
 
@@ -230,14 +286,13 @@ def _check_labels(labels: np.ndarray, file: str) -> None:
         )
 
 
-def _check_content(content: bytes, count: int, whole: int, path: Path) -> None:
+def _check_content(content: bytes, count: int, whole: int, path: Path, known: str) -> None:
     if count > whole:
         raise ValueError(
             f"{path} is not the official file: it holds {count:,} samples, more than {whole:,}; "
             "fetch it again"
         )
     if count == whole:
-        known = CONTENTS[path.name.removesuffix(".gz")]
         _check_hash(hashlib.sha256(content).hexdigest(), known, path)
 
 
@@ -258,9 +313,9 @@ def _missing(path: Path, beside: str = "") -> FileNotFoundError:
 
 def _fetch(name: str, file: str) -> Path:
     """The file in the cache, downloaded if need be; its hash is checked either way."""
-    folder = "mnist" if name == "mnist" else ""
+    folder = FOLDERS.get(name, "")
     try:
-        return download(ADDRESSES[name], file, DOWNLOADS[file], folder)
+        return download(ADDRESSES[name], file, DOWNLOADS[name][file], folder)
     except (ConnectionError, ValueError) as error:
         place = f"{folder}/{file}".lstrip("/")
         raise type(error)(
@@ -269,13 +324,13 @@ def _fetch(name: str, file: str) -> Path:
         ) from error.__cause__
 
 
-def download(addresses: Sequence[str], file: str, sha256: str, folder: str = "") -> Path:
+def download(addresses: Sequence[str], file: str, known_hash: str, folder: str = "") -> Path:
     """A file in the cache, downloaded if need be; its hash is checked either way.
 
     Args:
       addresses: tried one after the other, each ending in "/".
       file: its name, there and here.
-      sha256: of its content.
+      known_hash: of its content, as Pooch takes it: a SHA-256, or "md5:" and an MD5.
       folder: within the cache.
 
     Raises:
@@ -294,7 +349,7 @@ def download(addresses: Sequence[str], file: str, sha256: str, folder: str = "")
         try:
             path = pooch.retrieve(
                 address + file,
-                known_hash=sha256,
+                known_hash=known_hash,
                 fname=file,
                 path=pooch.os_cache("pfcore") / folder,
                 downloader=pooch.HTTPDownloader(

@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
 
 TRAIN_SHARE = 0.8
 SPLIT_SEED = 0
-NUM_CLASSES = {"breast_cancer": 2, "digits": 10, "mnist": 10, "cifar10": 10}
+NUM_CLASSES = {"breast_cancer": 2, "digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
 EMBEDDED = ("breast_cancer", "digits")
 SPLITS = ("official", "test")
 
@@ -218,10 +218,12 @@ def load(
     * "digits": 8 × 8 images of handwritten digits, 1,797 samples, 64 pixels divided by 16 and
       centred, 10 classes. 1,437 to train on, 360 to test.
 
-    Two are read from their official files, downloaded once, with their SHA-256 checked:
+    Three are read from their official files, downloaded once, with their hashes checked:
 
     * "mnist": 28 × 28 × 1 images of handwritten digits, 10 classes. 60,000 to train on, 10,000 to
       test; 11 MB.
+    * "fashion_mnist": 28 × 28 × 1 images of clothing, 10 classes. 60,000 to train on, 10,000 to
+      test; 31 MB. Where Debian's package `dataset-fashion-mnist` is installed, from there.
     * "cifar10": 32 × 32 × 3 photographs (height, width, channels), 10 classes. 50,000 to train on,
       10,000 to test; 162 MB. The order of its training samples takes record $i$ of each of the
       five batch files in turn, so that heads of the files hold a head of the samples.
@@ -232,11 +234,13 @@ def load(
 
     **Without a network**: set the environment variable `PFCORE_DATA` to a folder that holds the
     official files, and nothing is downloaded: `mnist/train-images-idx3-ubyte.gz` and its three
-    siblings (or the same without `.gz`), `cifar-10-batches-bin/data_batch_1.bin` and its five
-    siblings (or `cifar-10-binary.tar.gz`). There the files may be heads of the official ones: a
-    whole number of records, for MNIST with a header that says how many. Files with all samples
-    must have the official content. If MNIST's training files are missing there, its test file is
-    divided as with `split="test"`; a warning of the logger "pfcore" and `source` say so.
+    siblings (or the same without `.gz`), the same four in `fashion-mnist/`,
+    `cifar-10-batches-bin/data_batch_1.bin` and its five siblings (or `cifar-10-binary.tar.gz`).
+    There the files may be heads of the official ones: a whole number of records, for MNIST's
+    format with a header that says how many. Files with all samples must have the official content,
+    decompressed: a package may compress them again. If MNIST's training files are missing there,
+    its test file is divided as with `split="test"`; a warning of the logger "pfcore" and `source`
+    say so.
 
     Args:
       name: one of the names above.
@@ -248,7 +252,7 @@ def load(
       seed: by default samples are the first in the data set's order. An integer takes the first of
         `np.random.default_rng(seed).permutation(n)` instead, of the n training samples and of the
         n test samples alike.
-      split: "official", or for "mnist" and "cifar10" also "test": only the test file is read (of
+      split: "official", or for the three sets of images also "test": only the test file is read (of
         MNIST: 1.6 MB). Of its samples, in its order, the last `num_test` (by default a fifth,
         2,000 of 10,000) are tested on, and the ones before them are there to train on.
 
@@ -276,7 +280,8 @@ def load(
       Wolberg, Mangasarian, Street, Street, *Breast Cancer Wisconsin (Diagnostic)*, UCI 1993;
       Alpaydin, Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998;
       LeCun, Bottou, Bengio, Haffner, *Gradient-based learning applied to document recognition*,
-      Proc. IEEE 86 (1998); Krizhevsky, *Learning multiple layers of features from tiny images*,
+      Proc. IEEE 86 (1998); Xiao, Rasul, Vollgraf, *Fashion-MNIST*, 2017 (arXiv 1708.07747);
+      Krizhevsky, *Learning multiple layers of features from tiny images*,
       University of Toronto 2009.
     """
     if name not in NUM_CLASSES:
@@ -287,8 +292,7 @@ def load(
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if split == "test" and name in EMBEDDED:
         raise ValueError(
-            f"split='test' divides the test file of 'mnist' or 'cifar10'; {name!r} has none, use "
-            "split='official'"
+            f"split='test' divides a test file of images; {name!r} has none, use split='official'"
         )
     if num_train is not None:
         num_train = check_count("num_train", num_train, minimum=1)

@@ -229,12 +229,13 @@ def random_records(number: int, first_label: int = 0) -> bytes:
     return records.tobytes()
 
 
-def write_mnist(folder: Path, *, compress: bool, **numbers: int) -> None:
-    (folder / "mnist").mkdir(exist_ok=True)
+def write_mnist(folder: Path, *, compress: bool, name: str = "mnist", **numbers: int) -> None:
+    """Files in MNIST's format."""
+    (folder / name).mkdir(exist_ok=True)
     for prefix, number in numbers.items():
         images, labels = random_images(number)
         for stem, items in (("images-idx3", images), ("labels-idx1", labels)):
-            path = folder / "mnist" / f"{prefix}-{stem}-ubyte{'.gz' * compress}"
+            path = folder / name / f"{prefix}-{stem}-ubyte{'.gz' * compress}"
             path.write_bytes(gzip.compress(idx(items)) if compress else idx(items))
 
 
@@ -326,18 +327,30 @@ def test_a_gzip_stream_cut_anywhere_or_damaged_is_refused(tmp_path):
 # A folder of official files or heads
 
 
+@pytest.mark.parametrize(
+    "name, folder, title",
+    [("mnist", "mnist", "MNIST"), ("fashion_mnist", "fashion-mnist", "Fashion-MNIST")],
+)
 @pytest.mark.parametrize("compress", [True, False])
-def test_heads_of_mnist_compressed_or_not(data_folder, compress):
-    write_mnist(data_folder, compress=compress, train=30, t10k=20)
-    data = load("mnist", num_test=4)
+def test_heads_of_mnist_compressed_or_not(data_folder, compress, name, folder, title):
+    write_mnist(data_folder, name=folder, compress=compress, train=30, t10k=20)
+    data = load(name, num_test=4)
     assert data.train_inputs.shape == (30, 28, 28, 1)
     assert data.test_inputs.shape == (4, 28, 28, 1)
     np.testing.assert_array_equal(data.train_targets, random_images(30)[1])
     np.testing.assert_array_equal(data.test_targets, random_images(20)[1][:4])
     assert data.source == (
-        "heads of the official MNIST files (30 training and 20 test samples found): "
+        f"heads of the official {title} files (30 training and 20 test samples found): "
         "all 30 to train on, first 4 of 20 to test on"
     )
+
+
+def test_fashion_mnist_is_found_where_the_system_has_it(cache, tmp_path, monkeypatch):
+    write_mnist(tmp_path, name="datasets", compress=True, train=30, t10k=20)
+    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", tmp_path / "datasets")
+    data = load("fashion_mnist")
+    assert data.train_inputs.shape == (30, 28, 28, 1)
+    assert not cache.exists()
 
 
 def test_unequal_heads_are_cut_to_the_shortest_and_say_so(data_folder):
@@ -378,6 +391,9 @@ def test_files_of_the_official_length_must_be_the_official_ones(data_folder):
     write_mnist(data_folder, compress=True, t10k=10_000)
     with pytest.raises(ValueError, match=r"t10k-images.* is altered: .* file's is 0fa7"):
         load("mnist", split="test")
+    write_mnist(data_folder, name="fashion-mnist", compress=True, t10k=10_000)
+    with pytest.raises(ValueError, match=r"t10k-images.* is altered: .* file's is 5b41"):
+        load("fashion_mnist", split="test")
     write_mnist(data_folder, compress=True, t10k=10_001)
     with pytest.raises(ValueError, match=r"t10k-images.* holds 10,001 samples, more than 10,000"):
         load("mnist", split="test")
@@ -438,7 +454,7 @@ def place_archive(folder: Path, monkeypatch, members) -> None:
     content = archive_of(folder, members)
     (folder / "cifar-10-binary.tar.gz").write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(_official.DOWNLOADS, "cifar-10-binary.tar.gz", found)
+    monkeypatch.setitem(_official.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", found)
 
 
 def test_the_archive_is_read_without_unpacking_it(data_folder, monkeypatch):
@@ -468,7 +484,7 @@ def test_an_altered_archive_or_one_with_odd_members_is_refused(data_folder, monk
         with pytest.raises(ValueError, match=message):
             load("cifar10")
     place_archive(data_folder, monkeypatch, batches)
-    monkeypatch.setitem(_official.DOWNLOADS, "cifar-10-binary.tar.gz", 64 * "0")
+    monkeypatch.setitem(_official.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", 64 * "0")
     with pytest.raises(ValueError, match=r"tar\.gz is altered: the SHA-256 of .* is 0000"):
         load("cifar10")
 
@@ -511,11 +527,19 @@ def published(tmp_path, monkeypatch):
     folder = tmp_path / "published"
     folder.mkdir()
     write_mnist(folder, compress=True, train=30, t10k=20)
+    write_mnist(folder, name="fashion-mnist", compress=True, train=30, t10k=20)
     write_cifar(folder, 2, 2, 2, 2, 2, 3)
     (folder / "cifar-10-binary.tar.gz").write_bytes(archive_of(folder, batches_of(folder)))
-    for path in (*folder.glob("mnist/*.gz"), folder / "cifar-10-binary.tar.gz"):
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(_official.DOWNLOADS, path.name, found)
+    for name, pattern in (
+        ("mnist", "mnist/*.gz"),
+        ("fashion_mnist", "fashion-mnist/*.gz"),
+        ("cifar10", "cifar-10-binary.tar.gz"),
+    ):
+        algorithm, prefix = ("md5", "md5:") if name == "fashion_mnist" else ("sha256", "")
+        for path in folder.glob(pattern):
+            found = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+            monkeypatch.setitem(_official.DOWNLOADS[name], path.name, prefix + found)
+    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", folder / "no package")
     return folder
 
 
@@ -539,7 +563,15 @@ def test_files_are_fetched_once_and_only_those_needed(cache, published, monkeypa
         assert len(asked) == 4
         photographs = [load("cifar10"), load("cifar10", split="test")]
         assert len(asked) == 5
-    assert sorted(path.name for path in cache.iterdir()) == ["cifar-10-binary.tar.gz", "mnist"]
+        set_addresses(monkeypatch, fashion_mnist=(address + "fashion-mnist/",))
+        clothes = [load("fashion_mnist"), load("fashion_mnist")]
+        assert len(asked) == 9
+    assert sorted(path.name for path in cache.iterdir()) == [
+        "cifar-10-binary.tar.gz",
+        "fashion-mnist",
+        "mnist",
+    ]
+    assert clothes[0].sha256 == clothes[1].sha256
     assert first.sha256 == again.sha256
     monkeypatch.setenv("PFCORE_DATA", str(published))
     for name, data, split in (
@@ -570,7 +602,7 @@ def test_an_altered_file_is_refused_with_both_hashes(cache, published, monkeypat
     path = published / "cifar-10-binary.tar.gz"
     path.write_bytes(path.read_bytes() + b"!")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = _official.DOWNLOADS[path.name]
+    expected = _official.DOWNLOADS["cifar10"][path.name]
     with serve(published) as (address, _):
         set_addresses(monkeypatch, cifar10=(address,))
         message = rf"{path.name}.*expected {expected} but got {found}.*PFCORE_DATA"
@@ -592,10 +624,16 @@ def test_a_file_altered_in_the_cache_is_fetched_again(cache, published, monkeypa
     "name, file, place",
     [
         ("mnist", "train-images-idx3-ubyte.gz", "mnist/train-images-idx3-ubyte.gz"),
+        (
+            "fashion_mnist",
+            "train-images-idx3-ubyte.gz",
+            "fashion-mnist/train-images-idx3-ubyte.gz",
+        ),
         ("cifar10", "cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz"),
     ],
 )
 def test_without_a_network_the_error_says_what_to_do(cache, monkeypatch, name, file, place):
+    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", Path("no package"))
     first, second = nowhere(), nowhere()
     set_addresses(monkeypatch, **{name: (first, second)})
     message = (
