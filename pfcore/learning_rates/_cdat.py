@@ -14,6 +14,7 @@ from pfcore.learning_rates._dal import descending
 from pfcore.learning_rates.common import (
     AxisName,
     bounded,
+    check_decay,
     gradient_and_product,
     is_empty,
     normalised,
@@ -133,8 +134,7 @@ def scale_by_cdat(
     """
     check_positive("scale", scale)
     check_positive("max_learning_rate", max_learning_rate)
-    if not isinstance(decay, jax.core.Tracer) and not 0 <= float(decay) < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+    check_decay(decay)
 
     def init(params: Params) -> ScaleByCdatState:
         zero = jnp.zeros((), state_dtype(trained(params)))

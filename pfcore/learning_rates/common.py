@@ -231,6 +231,12 @@ def check_power(power: ScalarLike) -> None:
         raise ValueError(f"power must be at least 0 and finite, got {power!r}")
 
 
+def check_decay(decay: ScalarLike) -> None:
+    """A share, below 1; not checked under tracing."""
+    if not isinstance(decay, jax.core.Tracer) and not 0 <= float(decay) < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+
+
 def check_scheduled_count(name: str, value: Any, *, minimum: int) -> Any:
     """An integer of at least `minimum`; under tracing any integer, as inject_hyperparams has it."""
     if not isinstance(value, jax.core.Tracer):

@@ -17,6 +17,8 @@ METHODS = {
     "dal": learning_rates.dal,
     "dal, finite difference": lambda: learning_rates.dal(product="finite_difference"),
     "dal, every third": lambda: learning_rates.dal(refresh_every=3),
+    "dal, smooth": lambda: learning_rates.dal(cap="smooth"),
+    "dal, averaged": lambda: learning_rates.dal(cap="smooth", decay=0.9),
     "cdat": learning_rates.cdat,
     "sharpness": learning_rates.sharpness_rate,
 }
@@ -233,6 +235,55 @@ def test_dal_against_its_formula(x64):
     np.testing.assert_allclose(flatten(updates), 2 / ratio**0.7 * g, rtol=1e-9)
 
 
+@pytest.mark.parametrize("power, h_max", [(1.0, 5.0), (0.5, 0.3)])
+def test_the_smooth_cap_against_its_formula(power, h_max, x64):
+    loss, params = small_network()
+    _, state = one_step(learning_rates.dal(power, h_max, cap="smooth"), loss, params)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = jax.hessian(lambda x: loss(unravel(x)))(flat)
+    gradient = jax.grad(lambda x: loss(unravel(x)))(flat)
+    stretch = np.linalg.norm(hessian @ gradient) / np.linalg.norm(gradient)
+    expected = h_max / (1 + h_max / 2 * stretch**power)
+    np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-10)
+    assert expected < min(h_max, 2 / stretch**power)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_averages_are_taken_of_both_norms(scale, x64):
+    """Against the two averages of dense products, over losses of very different gradients."""
+    hessians = [np.diag([1.0, 9.0]), np.diag([4.0, 0.5]), np.diag([0.1, 2.0])]
+    tx, decay = learning_rates.scale_by_dal(decay=0.8, max_learning_rate=1e300), 0.8
+    params = jnp.array([1.0, 0.3])
+    state, above, below = tx.init(params), 0.0, 0.0
+    for factor, hessian in zip((1.0, 1e3, 1e-3), hessians, strict=True):
+        matrix = factor * scale * hessian
+
+        def loss(x, matrix=matrix):
+            return 0.5 * x @ jnp.asarray(matrix) @ x
+
+        gradient = matrix @ params
+        _, state = tx.update(jnp.asarray(gradient), state, params, loss_fn=loss)
+        with np.errstate(over="ignore", under="ignore"):
+            size = np.linalg.norm(hessian @ params) * factor
+            above = (
+                decay * above + (1 - decay) * np.linalg.norm(hessian @ hessian @ params) * factor**2
+            )
+        below = decay * below + (1 - decay) * size
+        np.testing.assert_allclose(state.curvature, above / below * scale, rtol=1e-10)
+        np.testing.assert_allclose(state.learning_rate, 2 / (above / below * scale), rtol=1e-10)
+
+
+def test_one_bad_batch_does_not_spoil_the_average():
+    tx, params = learning_rates.scale_by_dal(decay=0.9), jnp.array([1.0, -1.0, 0.5])
+    good = jax.grad(quartic)(params)
+    _, state = tx.update(good, tx.init(params), params, loss_fn=quartic)
+    updates, after = tx.update(good * jnp.nan, state, params, loss_fn=quartic)
+    assert after.learning_rate == 0 and not np.any(updates)
+    assert after.curvature == state.curvature and after.weight == state.weight
+    _, again = tx.update(good, after, params, loss_fn=quartic)
+    np.testing.assert_allclose(again.curvature, state.curvature, rtol=1e-6)
+
+
 def test_power_zero_is_a_fixed_rate():
     for most, expected in ((5.0, 2.0), (0.3, 0.3)):
         _, state = one_step(learning_rates.dal(0.0, most), quartic, jnp.array([1.0, -1.0, 0.5]))
@@ -344,6 +395,8 @@ def test_sharpness_starts_where_it_was(x64):
         (lambda: learning_rates.dal(-1.0), "power must be at least 0 and finite, got -1.0"),
         (lambda: learning_rates.dal(1.0, 0.0), "max_learning_rate must be positive"),
         (lambda: learning_rates.dal(product="lanczos"), "got 'lanczos'"),
+        (lambda: learning_rates.dal(cap="soft"), "cap must be 'hard' or 'smooth', got 'soft'"),
+        (lambda: learning_rates.dal(decay=1.0), "decay must be at least 0 and below 1, got 1.0"),
         (lambda: learning_rates.dal(refresh_every=0), "refresh_every must be at least 1, got 0"),
         (lambda: learning_rates.cdat(0.0), "scale must be positive"),
         (lambda: learning_rates.cdat(2.0, 1.0), "decay must be at least 0 and below 1, got 1.0"),
