@@ -1,6 +1,7 @@
 """Many ways to choose a learning rate, on one problem, with one budget."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from pfcore.runs.problems import PROBLEMS, Data, Problem, TrainingProblem, build
 NAME = "adaptive-rates"
 UNITS = ("steps", "gradients")
 SHARPNESS_TOLERANCE = 1e-2
+AT_ONCE = 40  # runs on an accelerator
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,14 @@ PROFILES = {
 }
 
 
+class Group(NamedTuple):
+    """Runs that are carried out at once: every one of these methods with every one of these seeds,
+    both as places in the configuration."""
+
+    methods: list[int]
+    seeds: list[int]
+
+
 class Setup(NamedTuple):
     """What one compiled run depends on besides arrays."""
 
@@ -107,7 +117,6 @@ class Position(NamedTuple):
     Attributes:
       params: parameters.
       state: of the method.
-      order: [n] the samples' order in this pass; None for the full batch.
       num_steps: done.
       cost: of them, in gradients.
       rises: at how many of them the loss was larger than at the one before.
@@ -116,7 +125,6 @@ class Position(NamedTuple):
 
     params: Params
     state: Any
-    order: Any
     num_steps: Array
     cost: Array
     rises: Array
@@ -152,26 +160,40 @@ class Measured(NamedTuple):
     rate_each_step: Any
 
 
-def _sequence(setup: Setup, data: Data, key: Array):
-    """(first order, how a step finds its samples)."""
+def _batches(setup: Setup, data: Data, key: Array) -> Callable[[Array], Data]:
+    """How a step finds its samples: from the orders of all passes, which are drawn beforehand."""
     size = setup.batch_size
     if size is None:
-        return None, lambda order, step: (order, data)
+        return lambda step: data
     n = len(data.train_targets)
     per_pass = n // size
+    num_passes = -(-setup.num_measurements * setup.every // per_pass)
 
     def shuffled(epoch: Array) -> Array:
         return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
 
-    def batch(order: Array, step: Array) -> tuple[Array, Data]:
-        epoch, place = step // per_pass, step % per_pass
-        order = jax.lax.cond(place == 0, lambda: shuffled(epoch), lambda: order)
-        chosen = jax.lax.dynamic_slice(order, (place * size,), (size,))
-        return order, data._replace(
+    orders = jax.lax.map(shuffled, jnp.arange(num_passes, dtype=jnp.int32))
+
+    def batch(step: Array) -> Data:
+        place = (step // per_pass, (step % per_pass) * size)
+        chosen = jax.lax.dynamic_slice(orders, place, (1, size))[0]
+        return data._replace(
             train_inputs=data.train_inputs[chosen], train_targets=data.train_targets[chosen]
         )
 
-    return jnp.zeros(n, jnp.int32), batch
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train_together(
+    setup: Setup, data: Data, params: Params, keys: Array, numbers: dict[str, Array]
+) -> Measured:
+    """Runs [variants, seeds] with several values of a method's numbers, at once."""
+
+    def with_seeds(numbers):
+        return jax.vmap(lambda params, key: _train(setup, data, params, key, numbers))(params, keys)
+
+    return jax.vmap(with_seeds)(numbers)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -179,6 +201,7 @@ def _train(
     setup: Setup, data: Data, params: Params, key: Array, numbers: dict[str, Array]
 ) -> Measured:
     """One run, from the start to the end of its budget or its first loss that is not finite."""
+    numbers = {key: value for key, value in numbers.items() if key}
     method = optimizers.build(setup.name, numbers, setup.choices)
     scaling = optax.with_extra_args_support(method.scaling)
     built, dtype = setup.built, real_dtype(params)
@@ -187,11 +210,10 @@ def _train(
         data._replace(train_inputs=data.test_inputs, train_targets=data.test_targets)
     )
     tracker = curvature.tracker(whole, 1, tolerance=SHARPNESS_TOLERANCE)
-    order, batch = _sequence(setup, data, key)
+    batch = _batches(setup, data, key)
 
     def step(position: Position) -> tuple[Position, Array]:
-        order, samples = batch(position.order, position.num_steps)
-        loss = built.loss(samples)
+        loss = built.loss(batch(position.num_steps))
         value, gradient = jax.value_and_grad(loss)(position.params)
         # Optax's own methods mix dtypes, as the usual promotion allows.
         with jax.numpy_dtype_promotion("standard"):
@@ -211,7 +233,6 @@ def _train(
             Position(
                 moved,
                 state,
-                order,
                 position.num_steps + 1,
                 position.cost + cost,
                 position.rises + (value > position.loss).astype(jnp.int32),
@@ -268,7 +289,6 @@ def _train(
     position = Position(
         params,
         scaling.init(params),
-        order,
         jnp.int32(0),
         jnp.zeros((), dtype),
         jnp.int32(0),
@@ -297,8 +317,30 @@ def _check(config: Config) -> None:
             raise ValueError(f"{field} must name at least one, got {getattr(config, field)!r}")
 
 
+def _has_accelerator() -> bool:
+    return jax.default_backend() != "cpu"
+
+
+def _groups(specs: list[optimizers.Spec], num_seeds: int, together: bool) -> list[Group]:
+    """What runs at once: one run; or all seeds of up to `AT_ONCE` runs of one method.
+
+    A small network leaves most of an accelerator idle.
+    """
+    if not together:
+        return [Group([i], [j]) for i in range(len(specs)) for j in range(num_seeds)]
+    alike: dict[Any, list[int]] = {}
+    for i, spec in enumerate(specs):
+        alike.setdefault((spec.name, spec.choices, tuple(sorted(spec.numbers))), []).append(i)
+    most = max(1, AT_ONCE // num_seeds)
+    return [
+        Group(numbers[first : first + most], list(range(num_seeds)))
+        for numbers in alike.values()
+        for first in range(0, len(numbers), most)
+    ]
+
+
 def plan(config: Config) -> execution.Plan:
-    """Method after method, seed after seed; each run is a piece."""
+    """Method after method, seed after seed; each run is a piece, or on an accelerator many are."""
     _check(config)
     built = build(config.problem, seed=config.seeds[0])
     num_samples = len(built.data.train_targets)
@@ -312,6 +354,9 @@ def plan(config: Config) -> execution.Plan:
     specs = [optimizers.read(text) for text in config.methods]
     num_measurements = config.budget // config.every
     shape = (len(specs), len(config.seeds))
+    # Not of convolutions: with weights of their own for each run they are slow.
+    together = _has_accelerator() and config.problem.network == "mlp"
+    groups = _groups(specs, shape[1], together)
     dtype = real_dtype(built.params)
 
     def start() -> Measured:
@@ -332,10 +377,18 @@ def plan(config: Config) -> execution.Plan:
             rate_each_step=floats(config.budget) if config.each_step else None,
         )
 
+    def unfinished(found: Measured) -> list[Group]:
+        return [g for g in groups if not np.all(found.step[np.ix_(*g)][..., -1])]
+
     def advance(found: Measured, piece: int) -> Measured:
-        number, place = divmod(piece, shape[1])
-        spec, seed = specs[number], config.seeds[place]
-        params = built.params if place == 0 else build(config.problem, seed=seed).params
+        del piece  # what is done stands in `found`, whatever machine began the run
+        group = unfinished(found)[0]
+        spec = specs[group.methods[0]]
+        seeds = [config.seeds[place] for place in group.seeds]
+        weights = [
+            built.params if seed == config.seeds[0] else build(config.problem, seed=seed).params
+            for seed in seeds
+        ]
         setup = Setup(
             built,
             spec.name,
@@ -346,14 +399,34 @@ def plan(config: Config) -> execution.Plan:
             config.every,
             config.sharpness,
         )
-        numbers = {key: jnp.asarray(value, dtype) for key, value in spec.numbers.items()}
-        new = _train(setup, built.data, params, jax.random.key(seed), numbers)
+        numbers = {
+            key: jnp.asarray([specs[i].numbers[key] for i in group.methods], dtype)
+            for key in spec.numbers
+        }
+        if len(group.methods) == len(seeds) == 1:
+            new = _train(
+                setup,
+                built.data,
+                weights[0],
+                jax.random.key(seeds[0]),
+                jax.tree.map(lambda x: x[0], numbers),
+            )
+            new = jax.tree.map(lambda x: x[None, None], new)
+        else:
+            # One that has no numbers has one variant; its place counts them.
+            new = _train_together(
+                setup,
+                built.data,
+                jax.tree.map(lambda *x: jnp.stack(x), *weights),
+                jax.vmap(jax.random.key)(np.asarray(seeds)),
+                numbers | {"": jnp.zeros(len(group.methods), dtype)},
+            )
         if not config.each_step:
             new = new._replace(loss_each_step=None, rate_each_step=None)
 
         def fill(old: np.ndarray, part: np.ndarray) -> np.ndarray:
             array = old.copy()
-            array[number, place] = np.reshape(part, -1)
+            array[np.ix_(*group)] = np.reshape(part, (*part.shape[:2], -1))
             return array
 
         # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
@@ -370,11 +443,14 @@ def plan(config: Config) -> execution.Plan:
             int(ends[diverged].min()) if diverged.any() else None,
         )
 
-    def show(found: Measured) -> dict[str, str]:
-        done = int(np.sum(found.step[..., -1] > 0))
-        return {"next": config.methods[done // shape[1]]} if done < shape[0] * shape[1] else {}
+    def ended(found: Measured) -> bool:
+        return not unfinished(found)
 
-    return execution.Plan(built, shape[0] * shape[1], start, advance, outcome, show=show)
+    def show(found: Measured) -> dict[str, str]:
+        left = unfinished(found)
+        return {"next": config.methods[left[0].methods[0]]} if left else {}
+
+    return execution.Plan(built, len(groups), start, advance, outcome, ended, show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:

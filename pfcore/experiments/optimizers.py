@@ -17,6 +17,7 @@ from optax import contrib
 from pfcore import learning_rates
 from pfcore._checks import Loss, check_learning_rate
 from pfcore._trees import Params
+from pfcore.experiments.signal import scale_by_signal
 from pfcore.runs.overrides import parsed
 
 FORWARD, PRODUCT = 1 / 3, 2.0  # in gradients
@@ -24,6 +25,7 @@ MOST = 5.0  # the largest learning rate of every method that chooses its own
 
 State = Any
 Number = Annotated[Any, "a float in a method's text, and perhaps traced when it is built"]
+NUMBERS = (Number, Number | None)
 
 
 class Step(NamedTuple):
@@ -58,17 +60,40 @@ def _measured(
     *,
     every: int = 1,
     momentum: Number = 0.0,
+    along: str = "gradient",
+    damped: bool = False,
+    cosine: Number = 0.0,
+    signal: Number | None = None,
+    signal_decay: Number = 0.9,
 ) -> Method:
     """A rate that is measured at updates 0, every, 2 every and so on, for a price besides the
-    gradient; then heavy-ball momentum."""
+    gradient; with heavy-ball momentum after it, or before where it is measured along the update.
+    Damped, the momentum is an average of the updates, and so as long as they are."""
+    if along not in ("gradient", "update"):
+        raise ValueError(f"along must be 'gradient' or 'update', got {along!r}")
+    before = [] if signal is None else [scale_by_signal(signal, signal_decay)]
+    before += [optax.trace(momentum)] if along == "update" else []
+    after = [optax.trace(momentum)] if along == "gradient" else []
+    after += [optax.scale(1 - momentum)] if damped else []
+    place = len(before)
     return Method(
-        optax.chain(scaling, optax.trace(momentum)),
-        rate=lambda state: state[0].learning_rate,
+        optax.chain(*before, scaling, *after, _cosine(cosine)),
+        rate=lambda state: state[place].learning_rate,
         cost=lambda state: (
-            1.0 + jnp.where((state[0].num_updates - 1) % every == 0, price(state[0]), 0.0)
+            1.0 + jnp.where((state[place].num_updates - 1) % every == 0, price(state[place]), 0.0)
         ),
         extras=lambda step: {"loss_fn": step.loss},
     )
+
+
+def _cosine(steps: Number) -> optax.GradientTransformation:
+    """From 1 to 0 over so many steps along half a cosine; always 1 for none."""
+
+    def factor(count):
+        done = jnp.minimum(count / jnp.where(steps > 0, steps, 1.0), 1.0)
+        return jnp.where(steps > 0, (1 + jnp.cos(jnp.pi * done)) / 2, 1.0)
+
+    return optax.scale_by_schedule(factor)
 
 
 def _dal(
@@ -77,14 +102,31 @@ def _dal(
     product: str = "exact",
     refresh_every: int = 1,
     momentum: Number = 0.0,
+    along: str = "gradient",
+    damped: bool = False,
+    cap: str = "hard",
+    decay: Number | None = None,
+    cosine: Number = 0.0,
+    signal: Number | None = None,
+    signal_decay: Number = 0.9,
 ) -> Method:
     return _measured(
         learning_rates.scale_by_dal(
-            power, max_learning_rate, product=product, refresh_every=refresh_every
+            power,
+            max_learning_rate,
+            product=product,
+            refresh_every=refresh_every,
+            cap=cap,
+            decay=decay,
         ),
         lambda state: PRODUCT if product == "exact" else 1.0,
         every=refresh_every,
         momentum=momentum,
+        along=along,
+        damped=damped,
+        cosine=cosine,
+        signal=signal,
+        signal_decay=signal_decay,
     )
 
 
@@ -115,16 +157,16 @@ def _sharpness(
     )
 
 
-def _sgd(learning_rate: Number, momentum: Number = 0.0) -> Method:
+def _sgd(learning_rate: Number, momentum: Number = 0.0, cosine: Number = 0.0) -> Method:
     h = check_learning_rate(learning_rate)
-    return Method(optax.chain(optax.trace(momentum), optax.scale(h)), rate=lambda state: h)
-
-
-def _adam(learning_rate: Number = 1e-3) -> Method:
     return Method(
-        optax.chain(optax.scale_by_adam(), optax.scale(check_learning_rate(learning_rate))),
-        rate=None,
+        optax.chain(optax.trace(momentum), optax.scale(h), _cosine(cosine)), rate=lambda state: h
     )
+
+
+def _adam(learning_rate: Number = 1e-3, cosine: Number = 0.0) -> Method:
+    h = check_learning_rate(learning_rate)
+    return Method(optax.chain(optax.scale_by_adam(), optax.scale(h), _cosine(cosine)), rate=None)
 
 
 def _polyak(max_learning_rate: Number = MOST) -> Method:
@@ -219,12 +261,12 @@ def read(text: str) -> Spec:
                 f"write {name}:KEY=VALUE with one of {', '.join(known) or 'none'}"
             )
         kind = known[key].annotation
-        given[key] = parsed(key, value, float if kind is Number else kind)
+        given[key] = parsed(key, value, float if kind in NUMBERS else kind)
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise ValueError(f"method {text!r} needs {key}: write {name}:{key}=VALUE")
     METHODS[name][1](**given)
-    numbers = {key: value for key, value in given.items() if known[key].annotation is Number}
+    numbers = {key: value for key, value in given.items() if known[key].annotation in NUMBERS}
     choices = tuple(sorted((key, given[key]) for key in given.keys() - numbers.keys()))
     return Spec(name, numbers, choices)
 

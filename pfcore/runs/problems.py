@@ -19,7 +19,7 @@ class Problem:
     """A data set, a network and a loss.
 
     Attributes:
-      data: "digits", "mnist", "cifar10" or "breast_cancer".
+      data: "digits", "mnist", "fashion_mnist", "cifar10" or "breast_cancer".
       split: "official", or "test" to train and test within the official test file.
       num_train: samples to train on; None for all.
       num_test: samples to test on; None for all.
@@ -53,6 +53,17 @@ PROBLEMS: dict[str, dict[str, Problem]] = {
     "quick": {
         "digits-mlp": Problem(),
         "mnist-mlp": Problem(data="mnist", split="test", num_train=1000, num_test=1000),
+        "fashion-mlp": Problem(
+            data="fashion_mnist", num_train=1000, num_test=1000, kind="cross_entropy"
+        ),
+        "fashion-convnet": Problem(
+            data="fashion_mnist",
+            num_train=500,
+            num_test=500,
+            network="convnet",
+            widths=(8, 16),
+            kind="cross_entropy",
+        ),
         "cifar10-convnet": Problem(
             data="cifar10", num_train=500, num_test=500, network="convnet", widths=(8, 16)
         ),
@@ -66,6 +77,21 @@ PROBLEMS: dict[str, dict[str, Problem]] = {
     "full": {
         "digits-mlp": Problem(),
         "mnist-mlp": Problem(data="mnist", num_train=20_000, widths=(200, 200, 200)),
+        "fashion-mlp": Problem(
+            data="fashion_mnist",
+            widths=(256, 256),
+            activation="relu",
+            kind="cross_entropy",
+            microbatch=10_000,
+        ),
+        "fashion-convnet": Problem(
+            data="fashion_mnist",
+            network="convnet",
+            widths=(64, 128),
+            activation="relu",
+            kind="cross_entropy",
+            microbatch=1000,
+        ),
         "cifar10-convnet": Problem(
             data="cifar10", num_train=10_000, network="convnet", widths=(32, 64), microbatch=5000
         ),
