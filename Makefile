@@ -54,7 +54,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup book notebooks test quick lint types unit test-images nbval claims html pages \
-  browser access pdf reproduce colab registry address format citation test-oldest test-newest dist lock clean \
+  browser access pdf reproduce colab gpu-job registry address format citation test-oldest test-newest dist lock clean \
   distclean
 
 help:  ## this list
@@ -236,6 +236,12 @@ citation: $(STAMP)  ## CITATION.cff against its schema
 	else \
 	  echo "   not checked: cffconvert is not here and could not be installed"; \
 	fi
+
+# For a machine with a GPU and no network: on it, `python run.py --out results` in that folder; then
+# here `tools/gpu/take.py results` and `make registry`.
+gpu-job: $(STAMP)  ## one folder that computes the full profiles on a GPU machine without a network
+	@echo "== gpu-job: tree, data and wheels in $(BUILD)/gpu-job"
+	@"$(BIN)/python" tools/gpu/pack.py --to "$(BUILD)/gpu-job" $(if $(DATA),--data $(DATA))
 
 # ---- both ends of the ranges of versions in pyproject.toml
 
