@@ -1,4 +1,4 @@
-"""Diffrax: a flow -> where it is at given times."""
+"""A flow -> where it is at given times: by Diffrax, or by the steps that the flow brings."""
 
 import enum
 from typing import Any, NamedTuple
@@ -11,12 +11,16 @@ import numpy as np
 
 from pfcore._checks import ArrayLike, check_count
 from pfcore._trees import Params, in_single, real_dtype
-from pfcore.flows.flow import Flow, State, shared
+from pfcore.flows.flow import Flow, State, SteppedFlow, shared
 
 MAX_STEPS = 4096
 # Errors of single steps add up over a trajectory; holding each to a tenth of the tolerance keeps
 # the positions near it, at the cost of a third more steps of an 8th-order method.
 LOCAL_SHARE = 0.1
+# The largest residual of a step that counts as solved, and how far a step may exceed the longest
+# one: times in single precision are not exact multiples of the learning rate.
+UNSOLVED = 1e-3
+SLACK = 1e-3
 # How often the pace of the integration is looked at, in steps.
 WINDOW = 128
 
@@ -30,6 +34,7 @@ class Reason(enum.IntEnum):
     STEP_SIZE = 3
     NOT_FINITE = 4
     SOLVER = 5
+    UNSOLVED = 6
 
 
 WHY = {
@@ -53,6 +58,10 @@ WHY = {
     Reason.SOLVER: (
         "solver: its implicit equations were not solved; use another solver or larger tolerances"
     ),
+    Reason.UNSOLVED: (
+        "unsolved: the equations of a step have no solution that was found, and `residual` says by "
+        "how much; stop before, take shorter steps, or follow another flow"
+    ),
 }
 
 
@@ -64,9 +73,14 @@ class Trajectory(NamedTuple):
       params: real positions, stacked along a new leading axis of length T; NaN at times that
         were not reached.
       completed: whether every time was reached with finite values.
-      num_steps: adaptive steps taken, rejected ones included.
+      num_steps: steps taken, rejected ones included.
       reason: why it stopped, an integer that `why` puts in words: 0 the end, 1 `max_steps`,
-        2 the pace, 3 the step size, 4 values that are not finite, 5 the solver.
+        2 the pace, 3 the step size, 4 values that are not finite, 5 the solver, 6 a step of a
+        `SteppedFlow` that was not solved.
+      oscillation: the flow's `oscillation`, stacked as `params` is; None where the flow has none.
+      expected_loss: [T], the flow's `expected_loss`; None where it has none.
+      residual: [T], the largest `residual` of the steps up to each time since the one before;
+        None where the flow has none. The one that stopped the integration is kept.
     """
 
     times: jax.Array
@@ -74,6 +88,9 @@ class Trajectory(NamedTuple):
     completed: jax.Array
     num_steps: jax.Array
     reason: jax.Array
+    oscillation: Params | None = None
+    expected_loss: jax.Array | None = None
+    residual: jax.Array | None = None
 
     @property
     def why(self) -> str:
@@ -99,6 +116,8 @@ class _Progress(NamedTuple):
       window_start: time at the start of the present window of `WINDOW` steps.
       slow_window: the longest of the windows just before that were too slow; negative if the
         last was not.
+      jumped: whether the state was put in another representation after the last step, so that the
+        solver cannot use the slope at its end.
       met_nan: whether a step of the present window met values that are not finite.
       failed: why to go no further, a `Reason`; 0 to go on.
     """
@@ -112,6 +131,7 @@ class _Progress(NamedTuple):
     num_steps: jax.Array
     window_start: jax.Array
     slow_window: jax.Array
+    jumped: jax.Array
     met_nan: jax.Array
     failed: jax.Array
 
@@ -196,6 +216,11 @@ def _solve(
     terms = diffrax.ODETerm(lambda t, y, args: field(t, y))
     order: Any = solver.error_order(terms)
 
+    def renewed(y: jax.Array) -> jax.Array:
+        if flow.after_step is None:
+            return y
+        return _flattened(flow.after_step(_restored(y, like)), dtype)
+
     def attempt(progress: _Progress) -> tuple:
         return solver.step(
             terms,
@@ -204,7 +229,7 @@ def _solve(
             progress.state,
             None,
             progress.solver,
-            False,
+            progress.jumped if flow.after_step is not None else False,
         )
 
     def step(progress: _Progress) -> _Progress:
@@ -223,6 +248,8 @@ def _solve(
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
 
+        ended = renewed(candidate)
+        jumped = jnp.where(accepted, jnp.any(ended != candidate), progress.jumped)
         num_steps = progress.num_steps + 1
         at_window_end = num_steps % WINDOW == 0
         window, before = after - progress.window_start, progress.slow_window
@@ -240,7 +267,7 @@ def _solve(
         failed = jnp.where(unsolved, int(Reason.SOLVER), failed)
         return _Progress(
             reached=jnp.asarray(after),
-            state=keep(candidate, progress.state),
+            state=keep(ended, progress.state),
             proposed=following,
             last=keep((reached, proposed, dense), progress.last),
             solver=keep(solver_state, progress.solver),
@@ -248,12 +275,13 @@ def _solve(
             num_steps=num_steps,
             window_start=jnp.where(at_window_end, after, progress.window_start),
             slow_window=jnp.where(at_window_end, longest, before),
+            jumped=jumped,
             met_nan=met_nan & ~at_window_end,
             failed=failed.astype(jnp.int32),
         )
 
-    def at(progress: _Progress, time: jax.Array) -> tuple[_Progress, tuple[jax.Array, Params]]:
-        """On to the first step that reaches `time`; whether one did, and the position there."""
+    def at(progress: _Progress, time: jax.Array) -> tuple[_Progress, tuple[jax.Array, _Read]]:
+        """On to the first step that reaches `time`; whether one did, and what is read there."""
         progress = jax.lax.while_loop(
             lambda p: (p.reached < time) & (p.num_steps < max_steps) & (p.failed == 0),
             step,
@@ -262,7 +290,7 @@ def _solve(
         start, stop, dense = progress.last
         value = solver.interpolation_cls(t0=start, t1=stop, **dense).evaluate(time)
         value = jnp.where(time > 0, value, begun)
-        return progress, (progress.reached >= time, flow.position(_restored(value, like)))
+        return progress, (progress.reached >= time, _read(flow, _restored(value, like)))
 
     begun = _flattened(state, dtype)
     zero = jnp.zeros((), dtype)
@@ -280,27 +308,130 @@ def _solve(
         num_steps=jnp.int32(0),
         window_start=zero,
         slow_window=-end,
+        jumped=jnp.bool_(False),
         met_nan=jnp.bool_(False),
         failed=jnp.int32(0),
     )
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: attempt(progress)[2])
     )
-    progress, (reached, params) = jax.lax.scan(
+    progress, (reached, read) = jax.lax.scan(
         at, progress._replace(last=(zero, end, nothing)), times
     )
+    stopped = jnp.where(progress.failed == 0, int(Reason.MAX_STEPS), progress.failed)
+    return _trajectory(times, reached, read, progress.num_steps, stopped)
+
+
+class _Read(NamedTuple):
+    """What a trajectory keeps of a state."""
+
+    params: Params
+    oscillation: Params | None
+    expected_loss: jax.Array | None
+
+
+def _read(flow: Flow | SteppedFlow, state: State) -> _Read:
+    return _Read(
+        flow.position(state),
+        None if flow.oscillation is None else flow.oscillation(state),
+        None if flow.expected_loss is None else flow.expected_loss(state),
+    )
+
+
+def _trajectory(
+    times: jax.Array,
+    reached: jax.Array,
+    read: _Read,
+    num_steps: jax.Array,
+    stopped: jax.Array,
+    residual: jax.Array | None = None,
+) -> Trajectory:
+    """The trajectory, without what was not reached: `stopped` says why it was not."""
 
     def kept(x: jax.Array) -> jax.Array:
         mask = reached.reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(mask & jnp.isfinite(x), x, jnp.nan)
 
-    params = jax.tree.map(kept, params)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+    read = jax.tree.map(kept, read)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(read.params)]))
     completed = jnp.all(reached) & finite
-    stopped = jnp.where(progress.failed == 0, int(Reason.MAX_STEPS), progress.failed)
     reason = jnp.where(jnp.all(reached), int(Reason.NOT_FINITE), stopped)
     reason = jnp.where(completed, int(Reason.END), reason).astype(jnp.int32)
-    return Trajectory(times, params, completed, progress.num_steps, reason)
+    return Trajectory(
+        times,
+        read.params,
+        completed,
+        num_steps,
+        reason,
+        read.oscillation,
+        read.expected_loss,
+        residual,
+    )
+
+
+class _Stepped(NamedTuple):
+    """Where an integration by a flow's own steps stands; `failed` is a `Reason`, 0 to go on."""
+
+    reached: jax.Array
+    state: State
+    residual: jax.Array
+    num_steps: jax.Array
+    failed: jax.Array
+
+
+@eqx.filter_jit
+def _take_steps(
+    flow: SteppedFlow, state: State, times: jax.Array, max_steps: jax.Array
+) -> Trajectory:
+    """The flow's own steps, as many equal ones between two times as `max_step` asks for."""
+    dtype = times.dtype
+    longest = jnp.asarray(flow.max_step).astype(dtype)
+    dtypes = jax.tree.map(lambda x: x.dtype, state)
+
+    def step(dt: jax.Array, progress: _Stepped) -> _Stepped:
+        state = jax.tree.map(
+            lambda x, kept: x if x.dtype == kept else x.astype(kept),
+            flow.step(dt, progress.state),
+            dtypes,
+        )
+        inexact = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
+        residual = progress.residual
+        failed = jnp.where(finite, int(Reason.END), int(Reason.NOT_FINITE))
+        if flow.residual is not None:
+            found = flow.residual(state).astype(dtype)
+            residual = jnp.maximum(residual, found)  # NaN is kept
+            solved = found <= UNSOLVED
+            failed = jnp.where(solved, failed, int(Reason.UNSOLVED))
+        return _Stepped(
+            progress.reached + dt, state, residual, progress.num_steps + 1, failed.astype(jnp.int32)
+        )
+
+    def at(progress: _Stepped, time: jax.Array) -> tuple[_Stepped, tuple]:
+        gap = time - progress.reached
+        wanted = jnp.ceil(gap / longest - SLACK).astype(jnp.int32)
+        wanted = jnp.where(gap > 0, jnp.maximum(wanted, 1), 0)
+        dt = gap / jnp.maximum(wanted, 1).astype(dtype)
+        last = progress.num_steps + wanted
+        progress = progress._replace(residual=jnp.zeros_like(progress.residual))
+        progress = jax.lax.while_loop(
+            lambda p: (p.num_steps < last) & (p.num_steps < max_steps) & (p.failed == 0),
+            lambda p: step(dt, p),
+            progress,
+        )
+        there = (progress.num_steps == last) & (progress.failed == 0)
+        # The sum of equal steps is off by rounding, which would add up over many times.
+        progress = progress._replace(reached=jnp.where(there, time, progress.reached))
+        stopped = (progress.failed == 0) & ~there
+        failed = jnp.where(stopped, int(Reason.MAX_STEPS), progress.failed).astype(jnp.int32)
+        progress = progress._replace(failed=failed)
+        return progress, (there, _read(flow, progress.state), progress.residual)
+
+    begun = _Stepped(jnp.zeros((), dtype), state, jnp.zeros((), dtype), jnp.int32(0), jnp.int32(0))
+    progress, (reached, read, residual) = jax.lax.scan(at, begun, times)
+    if flow.residual is None:
+        residual = None
+    return _trajectory(times, reached, read, progress.num_steps, progress.failed, residual)
 
 
 def _check_times(times: ArrayLike, dtype: jnp.dtype) -> jax.Array:
@@ -325,6 +456,12 @@ def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> jax.Array:
     return jnp.asarray(value, dtype)
 
 
+def _time_dtype(state: State) -> jnp.dtype:
+    """The precision of times: the widest of the state's floating-point arrays."""
+    leaves = jax.tree.leaves(state)
+    return real_dtype([x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)])
+
+
 def _in_single(params: Params) -> Params:
     """As `in_single`, of params that are still to be checked."""
 
@@ -336,13 +473,13 @@ def _in_single(params: Params) -> Params:
 
 
 def integrate(
-    flow: Flow,
+    flow: Flow | SteppedFlow,
     params: Params,
     times: ArrayLike,
     *,
     rtol: float = 1e-6,
     atol: float = 1e-9,
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,
     solver: diffrax.AbstractSolver | None = None,
 ) -> Trajectory:
     r"""Follow a flow from `params` at time 0, and return where it is at the given times.
@@ -365,12 +502,16 @@ def integrate(
     * not finite: the next step met NaN or infinity. The solution blows up there, or leaves the
       domain of the loss. Stop before, or start elsewhere.
     * solver: its implicit equations were not solved. Use another, or larger tolerances.
+    * unsolved: a `SteppedFlow` found no solution of the equations of a step. `residual` says how
+      far off it was.
+
+    A `SteppedFlow` takes its own steps, of equal length between two times; tolerances are not used.
 
     Compiled once for each kind of flow, loss and shape: other learning rates, starting points
     and times reuse it. Works under `jax.jit` and `jax.vmap`, and with forward-mode derivatives.
 
     Args:
-      flow: one of `pfcore.flows`, or any `Flow`.
+      flow: one of `pfcore.flows`, or any `Flow` or `SteppedFlow`.
       params: any pytree of floating-point arrays; the precision of the integration is theirs, and
         float32 for those of 16 bits, in which steps of a flow would be lost: the loss is called
         with them in float32, and they are returned in it.
@@ -379,16 +520,18 @@ def integrate(
       rtol: relative tolerance on the positions (each step is held to a tenth of it, and to no
         less than 8 roundings: 1e-6 in single precision).
       atol: absolute tolerance, likewise.
-      max_steps: most adaptive steps to be taken.
+      max_steps: most steps to be taken; by default 4,096 of adaptive ones, and as many as it
+        takes of a `SteppedFlow`.
       solver: a Diffrax solver for ordinary differential equations; by default `Dopri8`, an
-        explicit Runge-Kutta method of order 8 with an interpolation of order 8.
+        explicit Runge-Kutta method of order 8 with an interpolation of order 8. Not for a
+        `SteppedFlow`.
 
     Returns:
       A `Trajectory`.
 
     Raises:
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
-        not positive, or what `flow.init` refuses.
+        not positive, a solver for a `SteppedFlow`, or what `flow.init` refuses.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -403,18 +546,30 @@ def integrate(
       Prince and Dormand, *High order embedded Runge-Kutta formulae*, 1981; Kidger, *On neural
       differential equations*, 2021 (arXiv 2202.02435), for Diffrax.
     """
-    max_steps = check_count("max_steps", max_steps, minimum=1)
+    if max_steps is not None:
+        max_steps = check_count("max_steps", max_steps, minimum=1)
+    stepped = isinstance(flow, SteppedFlow)
+    if stepped and solver is not None:
+        raise ValueError(
+            f"this flow takes its own steps, and has no use for {solver!r}; leave solver out"
+        )
     state = in_single(flow.init(_in_single(params)))
-    dtype = real_dtype(state)
+    dtype = _time_dtype(state)
     times = _check_times(times, dtype)
+    relative, absolute = (
+        _check_tolerance(name, value, dtype) for name, value in (("rtol", rtol), ("atol", atol))
+    )
     if not isinstance(solver, diffrax.AbstractImplicitSolver):  # which differentiates the field
         flow = shared(flow, state, times[0])
+    if isinstance(flow, SteppedFlow):
+        most = jnp.iinfo(jnp.int32).max if max_steps is None else max_steps
+        return _take_steps(flow, state, times, jnp.int32(most))
     return _solve(
         flow,
         state,
         times,
-        _check_tolerance("rtol", rtol, dtype),
-        _check_tolerance("atol", atol, dtype),
+        relative,
+        absolute,
         diffrax.Dopri8(scan_kind="lax") if solver is None else solver,
-        max_steps,
+        MAX_STEPS if max_steps is None else max_steps,
     )

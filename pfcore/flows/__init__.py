@@ -1,6 +1,6 @@
 """Continuous-time models of gradient descent."""
 
-from pfcore.flows.flow import Flow
+from pfcore.flows.flow import Flow, SteppedFlow
 from pfcore.flows.modified import (
     igr_flow,
     modified_flow,
@@ -12,6 +12,7 @@ from pfcore.flows.principal import principal_flow
 
 __all__ = [
     "Flow",
+    "SteppedFlow",
     "igr_flow",
     "modified_flow",
     "named_flow",

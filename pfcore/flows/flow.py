@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 
@@ -14,21 +14,65 @@ State = Any
 
 
 class Flow(NamedTuple):
-    r"""A continuous-time model of an optimiser, $\dot s = f(t, s)$, as three pure functions.
+    r"""A continuous-time model of an optimiser, $\dot s = f(t, s)$, as pure functions.
 
-    The state may hold more than the parameters (the principal flow's is complex), which is why
-    it is made by `init` and read by `position`.
+    The state may hold more than the parameters (the principal flow's is complex, the two-frame
+    flow's has a centre and an oscillation), which is why it is made by `init` and read by
+    `position`. Three functions make a flow; the others are None where a flow has no such thing.
 
     Attributes:
       init: `init(params) -> state`. Checks the loss and the parameters.
       vector_field: `vector_field(t, state) -> dstate/dt`, with its sign: gradient flow's is
         $-\nabla E$.
       position: `position(state) -> params`, real, comparable with gradient descent's.
+      oscillation: `oscillation(state) -> params`, half the distance between successive iterates
+        of an optimiser that oscillates about the position.
+      expected_loss: `expected_loss(state) -> scalar`, the loss of the optimiser averaged over its
+        oscillation.
+      after_step: `after_step(state) -> state`, the same state in another representation, such as
+        a unit vector normalised again; an integrator applies it after each step that it accepts.
     """
 
     init: Callable[[Params], State]
     vector_field: Callable[[Any, State], State]
     position: Callable[[State], Params]
+    oscillation: Callable[[State], Params] | None = None
+    expected_loss: Callable[[State], jax.Array] | None = None
+    after_step: Callable[[State], State] | None = None
+
+
+class SteppedFlow(NamedTuple):
+    r"""A continuous-time model of an optimiser that brings its own steps.
+
+    For flows that no solver of ordinary differential equations can follow: those whose rate solves
+    an inclusion, as central flow's does, or jumps, as rod flow's.
+
+    Attributes:
+      init: `init(params) -> state`. Checks the loss and the parameters.
+      step: `step(dt, state) -> state`, at time `dt` later, in the unit of the flows: one step of
+        gradient descent takes the learning rate.
+      position: `position(state) -> params`, as for a `Flow`.
+      max_step: the longest `dt`; `pfcore.integrate` divides the time between two times that are
+        asked for into equal steps no longer than this.
+      oscillation: as for a `Flow`, or None.
+      expected_loss: as for a `Flow`, or None.
+      residual: `residual(state) -> scalar`, how far the last step was from solving its equations,
+        relative to their size; None where there is nothing to solve. `pfcore.integrate` stops
+        where it exceeds 1e-3 or is not a number.
+      vector_field: as for a `Flow`, or None where the flow has no such function of the state.
+    """
+
+    init: Callable[[Params], State]
+    step: Callable[[Any, State], State]
+    position: Callable[[State], Params]
+    max_step: Any
+    oscillation: Callable[[State], Params] | None = None
+    expected_loss: Callable[[State], jax.Array] | None = None
+    residual: Callable[[State], jax.Array] | None = None
+    vector_field: Callable[[Any, State], State] | None = None
+
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow | SteppedFlow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +95,41 @@ def bind(function: Callable, *static: Any, dynamic: tuple = ()) -> jax.tree_util
     return jax.tree_util.Partial(_Bound(function, static), *dynamic)
 
 
-def shared(flow: Flow, state: State, time: jax.Array) -> Flow:
-    """The flow with its vector field as a program, apart from the data of its loss.
+def _program(function: Any, *args: Any) -> Any:
+    """A function made by `bind` as a program apart from the data of its loss; others as they are.
 
-    So flows whose losses compute the same on other data share what is compiled, and nothing holds
-    the data. A flow that was not made by `bind` is returned as it is. No derivatives can be taken
-    of the program (see `pfcore._programs`).
+    The first static argument of `bind` is what holds the data.
     """
-    field: Any = flow.vector_field
-    known = isinstance(field, jax.tree_util.Partial) and isinstance(field.func, _Bound)
-    if not known or _programs.is_traced(state, time, field.args):
-        return flow
-    loss, *options = field.func.arguments
-    given = (*field.args, time, state)
+    known = isinstance(function, jax.tree_util.Partial) and isinstance(function.func, _Bound)
+    if not known or _programs.is_traced(args, function.args):
+        return function
+    loss, *options = function.func.arguments
+    given = (*function.args, *args)
     program = _programs.remembered(
-        (field.func.function, tuple(options)),
+        (function.func.function, tuple(options)),
         loss,
         given,
-        functools.partial(_programs.trace, field.func, *given),
+        functools.partial(_programs.trace, function.func, *given),
     )
-    return Flow(identity, jax.tree_util.Partial(_called, program, *field.args), flow.position)
+    return jax.tree_util.Partial(_called, program, *function.args)
+
+
+def shared(flow: AnyFlow, state: State, time: jax.Array) -> AnyFlow:
+    """The flow with its functions as programs, apart from the data of its loss.
+
+    So flows whose losses compute the same on other data share what is compiled, and nothing holds
+    the data. Functions that were not made by `bind` are left as they are. No derivatives can be
+    taken of the programs (see `pfcore._programs`).
+    """
+    of_time = ("vector_field",) if isinstance(flow, Flow) else ("step",)
+    of_state = ("expected_loss", "oscillation", "after_step", "residual")
+    replaced = {name: _program(getattr(flow, name), time, state) for name in of_time}
+    for name in of_state:
+        if getattr(flow, name, None) is not None:
+            replaced[name] = _program(getattr(flow, name), state)
+    if not isinstance(flow, Flow):
+        replaced["vector_field"] = None
+    return cast(AnyFlow, flow._replace(init=identity, **replaced))
 
 
 def _called(program: _programs.Program, *args: Any) -> State:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pfcore
-from pfcore.flows import Flow, igr_flow, negative_gradient_flow, principal_flow
+from pfcore.flows import Flow, SteppedFlow, igr_flow, negative_gradient_flow, principal_flow
 from tests.conftest import flatten, small_network
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -254,6 +254,87 @@ def test_any_flow_with_more_state_than_parameters():
     )
     path = pfcore.integrate(spring, jnp.array([1.0]), [1.0, 2.0])
     np.testing.assert_allclose(path.params[:, 0], np.cos([1.0, 2.0]), rtol=1e-6)
+
+
+def decaying(**parts):
+    """x′ = −x by exact steps, and how many there were."""
+    flow = SteppedFlow(
+        init=lambda p: (p, jnp.int32(0)),
+        step=lambda dt, s: (s[0] * jnp.exp(-dt), s[1] + 1),
+        position=lambda s: s[0],
+        max_step=0.1,
+    )
+    return flow._replace(**parts)
+
+
+def test_stepped_flow_divides_the_time_between_saves_into_equal_steps():
+    flow = decaying(oscillation=lambda s: 2 * s[0], expected_loss=lambda s: s[1].astype(float))
+    times = np.array([0.0, 0.2, 0.2, 0.55])
+    path = pfcore.integrate(flow, START, times)
+    assert bool(path.completed) and path.why == "reached the end"
+    np.testing.assert_allclose(path.params, np.exp(-times)[:, None] * START, rtol=1e-14)
+    np.testing.assert_allclose(path.oscillation, 2 * path.params, rtol=1e-15)
+    assert path.expected_loss.tolist() == [0, 2, 2, 6] and int(path.num_steps) == 6
+    assert path.residual is None
+    single = pfcore.integrate(flow, START.astype(np.float32), 0.1 * np.arange(200))
+    assert int(single.num_steps) == 199 and single.params.dtype == jnp.float32
+
+
+def test_stepped_flow_stops_where_a_step_is_not_solved():
+    flow = decaying(residual=lambda s: jnp.where(s[1] < 4, 1e-9, 0.3))
+    path = pfcore.integrate(flow, START, [0.2, 0.5, 1.0])
+    assert not bool(path.completed) and path.why.startswith("unsolved")
+    np.testing.assert_allclose(path.residual, [1e-9, 0.3, 0])
+    assert np.all(np.isfinite(path.params[0])) and np.all(np.isnan(path.params[1:]))
+    assert int(path.num_steps) == 4
+
+
+def test_stepped_flow_stops_where_it_is_not_finite_or_out_of_steps():
+    flow = decaying(step=lambda dt, s: (jnp.where(s[1] < 3, s[0], jnp.nan), s[1] + 1))
+    path = pfcore.integrate(flow, START, [0.3, 0.5])
+    assert path.why.startswith("not finite") and np.all(np.isfinite(path.params[0]))
+    short = pfcore.integrate(decaying(), START, [0.3, 0.6], max_steps=5)
+    assert short.why.startswith("max_steps") and int(short.num_steps) == 5
+    assert np.all(np.isfinite(short.params[0])) and np.all(np.isnan(short.params[1]))
+
+
+def test_stepped_flow_under_jit_and_vmap():
+    def end(longest, start):
+        path = pfcore.integrate(decaying(max_step=longest), start, [1.0])
+        return path.params[0], path.num_steps
+
+    found, steps = jax.jit(jax.vmap(end))(jnp.array([0.5, 0.25]), jnp.stack([START, 2 * START]))
+    np.testing.assert_allclose(found, np.exp(-1) * np.stack([START, 2 * START]), rtol=1e-14)
+    assert steps.tolist() == [2, 4]
+
+
+def test_stepped_flow_refuses_a_solver():
+    with pytest.raises(ValueError, match="its own steps"):
+        pfcore.integrate(decaying(), START, [1.0], solver=diffrax.Tsit5())
+
+
+@pytest.mark.parametrize("solver", [diffrax.Dopri8(), diffrax.Bosh3(), diffrax.Tsit5()])
+def test_state_in_another_representation_after_each_step(solver):
+    """x = m e^s, m′ = −3m, s′ = 0, with s moved to keep m near 1: the slope at a step's end,
+    which some solvers use again, is another one then."""
+
+    def after_step(state):
+        m, s = state
+        return jnp.sign(m), s + jnp.log(jnp.abs(m))
+
+    flow = Flow(
+        init=lambda p: (p, jnp.zeros_like(p)),
+        vector_field=lambda t, state: (-3 * state[0], jnp.zeros_like(state[1])),
+        position=lambda state: state[0] * jnp.exp(state[1]),
+        oscillation=lambda state: state[0],
+        expected_loss=lambda state: state[1][0],
+        after_step=after_step,
+    )
+    times = np.array([0.0, 1.0, 40.0])
+    path = pfcore.integrate(flow, START, times, rtol=1e-5, solver=solver, max_steps=20_000)
+    assert bool(path.completed), path.why
+    np.testing.assert_allclose(path.params, np.exp(-3 * times)[:, None] * START, rtol=1e-3)
+    assert path.expected_loss[-1] < -100 and path.oscillation[-1, 0] > 0.1
 
 
 def test_complex_states():
