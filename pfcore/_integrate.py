@@ -201,10 +201,17 @@ def _solve(
     like = jax.eval_shape(lambda s: s, state)
     dtype, end = times.dtype, times[-1]
     eps = float(jnp.finfo(dtype).eps)
+    least = LOCAL_SHARE * atol
+    if flow.oscillation is not None:
+        # Differences and sums of gradients at two points are off by the rounding of these, in small
+        # entries too; no step would be short enough for less.
+        read = jax.tree.leaves((flow.position(state), flow.oscillation(state)))
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in read if x.size]))
+        least = jnp.maximum(least, 8 * eps * largest)
     controller = diffrax.PIDController(
         # Below a few roundings no step could ever be accepted.
         rtol=jnp.maximum(LOCAL_SHARE * rtol, 8 * eps),
-        atol=LOCAL_SHARE * atol,
+        atol=least,
         dtmin=10 * eps * end,
         # By default a step of that length is taken, whatever its error.
         force_dtmin=False,
@@ -519,7 +526,8 @@ def integrate(
         rate times steps.
       rtol: relative tolerance on the positions (each step is held to a tenth of it, and to no
         less than 8 roundings: 1e-6 in single precision).
-      atol: absolute tolerance, likewise.
+      atol: absolute tolerance, likewise; for flows with an oscillation no less than 8 roundings of
+        the largest parameter.
       max_steps: most steps to be taken; by default 4,096 of adaptive ones, and as many as it
         takes of a `SteppedFlow`.
       solver: a Diffrax solver for ordinary differential equations; by default `Dopri8`, an

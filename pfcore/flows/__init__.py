@@ -9,14 +9,28 @@ from pfcore.flows.modified import (
 )
 from pfcore.flows.named import named_flow
 from pfcore.flows.principal import principal_flow
+from pfcore.flows.two_frame import (
+    Stepper,
+    TwoFrameState,
+    optax_step,
+    two_frame_flow,
+    two_frame_flow_of,
+    two_frame_start,
+)
 
 __all__ = [
     "Flow",
     "SteppedFlow",
+    "Stepper",
+    "TwoFrameState",
     "igr_flow",
     "modified_flow",
     "named_flow",
     "negative_gradient_flow",
+    "optax_step",
     "principal_flow",
     "third_order_flow",
+    "two_frame_flow",
+    "two_frame_flow_of",
+    "two_frame_start",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 
 from pfcore import _programs
 from pfcore._trees import Params
@@ -133,7 +134,8 @@ def shared(flow: AnyFlow, state: State, time: jax.Array) -> AnyFlow:
 
 
 def _called(program: _programs.Program, *args: Any) -> State:
-    return program(*args)
+    # Constants come out of a program as NumPy has them.
+    return jax.tree.map(jnp.asarray, program(*args))
 
 
 def identity(state: State) -> Params:

@@ -161,15 +161,29 @@ def _taylor_coefficients(
     return [scale(1 / math.factorial(i), derivative) for i, derivative in enumerate(found)]
 
 
-def modified_coefficients(loss: Loss, params: Params, order: int) -> Params:
-    r"""The coefficients $f_1, \dots, f_n$ of the modified vector field, stacked along axis 0.
+def logarithm_coefficients(
+    increment: Callable[[Params], Params], point: Params, order: int
+) -> Params:
+    r"""The coefficients $f_1, \dots, f_n$ of the logarithm of a near-identity map.
 
-    The iterates of gradient descent are series in $h$, $\theta_k(h) = \sum_j \theta_{k,j} h^j$,
-    and $f_j$ is what the derivative at 0 of the polynomial in $k$ through $\theta_0, \dots,
-    \theta_n$ has at $h^j$: the formal identity
-    $h\tilde f = \log(1 + \Delta)\,\theta = \sum_{m \ge 1} \frac{(-1)^{m-1}}m \Delta^m\theta_0$.
-    It agrees with `modified_coefficients_by_recursion` and needs one Taylor expansion of the
-    gradient for each iterate, where the recursion needs a number that explodes with the order.
+    The flow of $\sum_j \epsilon^j f_j$ for a unit of time is the map
+    $F_\epsilon(x) = x + \epsilon V(x)$, to order $\epsilon^n$. For $V = -\nabla E$ they are the
+    coefficients of the modified flow, for other maps $F = \mathrm{id} + V$ the same series at
+    $\epsilon = 1$, whether it converges or not.
+
+    The iterates are series in $\epsilon$, $x_k = \sum_j x_{k,j}\epsilon^j$, and $f_j$ is what the
+    derivative at 0 of the polynomial in $k$ through $x_0, \dots, x_n$ has at $\epsilon^j$: the
+    formal identity $\log(1 + \Delta)\,x = \sum_{m \ge 1} \frac{(-1)^{m-1}}m \Delta^m x_0$. It
+    agrees with `modified_coefficients_by_recursion` and needs one Taylor expansion of $V$ for each
+    iterate, where the recursion needs a number that explodes with the order.
+
+    Args:
+      increment: $V$, from a pytree of real arrays to another like it.
+      point: where.
+      order: $n \ge 1$.
+
+    Returns:
+      $f_1, \dots, f_n$ at `point`, stacked along axis 0.
     """
     weights = jnp.asarray(_interpolation_weights(order))
 
@@ -179,18 +193,26 @@ def modified_coefficients(loss: Loss, params: Params, order: int) -> Params:
 
     def step(carry, weight):
         series, total = carry
-        slopes = _taylor_coefficients(lambda p: gradient(loss, p), series[:-1])
+        slopes = _taylor_coefficients(increment, series[:-1])
         series = [
             series[0],
-            *(add_scaled(c, -1.0, g) for c, g in zip(series[1:], slopes, strict=True)),
+            *(add_scaled(c, 1.0, slope) for c, slope in zip(series[1:], slopes, strict=True)),
         ]
         return (series, combine(total, weight, series)), None
 
-    zero = jax.tree.map(jnp.zeros_like, params)
-    start = [params, *[zero] * order]
-    total = jax.tree.map(lambda x: jnp.zeros((order, *x.shape), x.dtype), params)
+    zero = jax.tree.map(jnp.zeros_like, point)
+    start = [point, *[zero] * order]
+    total = jax.tree.map(lambda x: jnp.zeros((order, *x.shape), x.dtype), point)
     (_, total), _ = jax.lax.scan(step, (start, total), weights[1:])
     return total
+
+
+def modified_coefficients(loss: Loss, params: Params, order: int) -> Params:
+    r"""The coefficients $f_1, \dots, f_n$ of the modified vector field, stacked along axis 0.
+
+    `logarithm_coefficients` of a step of gradient descent: $\tilde f = \sum_j h^{j-1} f_j$.
+    """
+    return logarithm_coefficients(lambda p: scale(-1.0, gradient(loss, p)), params, order)
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
