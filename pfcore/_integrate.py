@@ -205,8 +205,8 @@ def _solve(
     if flow.oscillation is not None:
         # Differences and sums of gradients at two points are off by the rounding of these, in small
         # entries too; no step would be short enough for less.
-        read = jax.tree.leaves((flow.position(state), flow.oscillation(state)))
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in read if x.size]))
+        sizes = jax.tree.leaves((flow.position(state), flow.oscillation(state)))
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in sizes if x.size]))
         least = jnp.maximum(least, 8 * eps * largest)
     controller = diffrax.PIDController(
         # Below a few roundings no step could ever be accepted.

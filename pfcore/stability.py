@@ -14,42 +14,21 @@ import numpy as np
 from pfcore._checks import ArrayLike, Loss, ScalarLike, check_learning_rate, check_loss
 from pfcore._trees import Params, ravel
 from pfcore.curvature.products import gradient, hvp
+from pfcore.flows.coefficients import BRANCHES, principal_coefficient
+from pfcore.flows.registry import FLOWS
 
-BRANCHES = ("principal", "continued")
-
-
-def principal_coefficient(z: ArrayLike, *, branch: str = "principal") -> jax.Array:
-    r"""$\varphi(z) = \log(1 - z)/z$ with $\varphi(0) = -1$; complex, accurate for small $z$.
-
-    On the cut itself, real $z > 1$, the value is the one with $\operatorname{Im}\log = +\pi$.
-    "continued" extends that value to both sides of the real axis, and leaves a cut at
-    $\operatorname{Re} z = 1$, $\operatorname{Im} z > 0$.
-    """
-    z = jnp.asarray(z)
-    x, y = (z.real, z.imag) if jnp.iscomplexobj(z) else (z, jnp.zeros_like(z))
-    # log|1 - z| by log1p where 1 - z is near 1: log itself would lose the digits of z there.
-    near_zero = jnp.hypot(x, y) < 0.5
-    log_modulus = jnp.where(
-        near_zero,
-        0.5 * jnp.log1p(jnp.where(near_zero, x * (x - 2) + y * y, 0.0)),
-        jnp.log(jnp.hypot(1 - x, y)),
-    )
-    # 0 - y has no negative zero: on the cut the argument is always +pi.
-    argument = jnp.arctan2(0 - y, 1 - x)
-    if branch == "continued":
-        argument = jnp.where(argument < -jnp.pi / 2, argument + 2 * jnp.pi, argument)
-    at_zero = (x == 0) & (y == 0)
-    quotient = jax.lax.complex(log_modulus, argument) / jax.lax.complex(
-        jnp.where(at_zero, 1.0, x), y
-    )
-    return jnp.where(at_zero, jnp.array(-1, quotient.dtype), quotient)
-
+__all__ = [
+    "BRANCHES",
+    "Drift",
+    "coefficient",
+    "drift",
+    "principal_coefficient",
+    "regime",
+    "stability_coefficient",
+]
 
 _COEFFICIENTS = {
-    "ngf": lambda z: -jnp.ones_like(z),
-    "igr": lambda z: -(1 + z / 2),
-    "third_order": lambda z: -(1 + z / 2 + z**2 / 3),
-    "principal": principal_coefficient,
+    name: entry.coefficient for name, entry in FLOWS.items() if entry.coefficient is not None
 }
 
 
@@ -65,8 +44,12 @@ def coefficient(flow_name: str, z: ArrayLike) -> jax.Array:
     $-(1 + \frac z2 + \frac{z^2}3)$, its principal part; "principal" $\log(1 - z)/z$.
     While the state is real, $\frac{dE}{dt} = \sum_i \alpha(h\lambda_i)(g^\top u_i)^2$.
 
+    Of flows that carry an oscillation it is another number, how fast that grows, in one step of
+    gradient descent and relative to itself, which is $\log|1 - z|$ for gradient descent:
+    "two_frame" $(z - 2) - \frac{(z - 2)^2}2$, which is its default order 2 (order 1 is $z - 2$).
+
     Args:
-      flow_name: "ngf", "igr", "third_order" or "principal".
+      flow_name: one of `pfcore.flows.FLOWS` that has a coefficient.
       z: $h\lambda$, any shape, real or complex; no unit.
 
     Returns:
@@ -99,7 +82,7 @@ def stability_coefficient(
     negative for every $\lambda > 0$.
 
     Args:
-      flow_name: "ngf", "igr", "third_order" or "principal".
+      flow_name: as for `coefficient`.
       learning_rate: $h > 0$.
       eigenvalue: $\lambda$, real, any shape.
 

@@ -13,7 +13,7 @@ import pfcore
 from pfcore import curvature, stability
 from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import Params, add_scaled, ravel
-from pfcore.flows import Flow, named_flow, principal_flow
+from pfcore.flows import Flow, SteppedFlow, named_flow, principal_flow
 from pfcore.records import Record
 from pfcore.runs import execution, training
 from pfcore.runs.problems import PROBLEMS, Problem, build
@@ -119,7 +119,7 @@ def plan(config: Config) -> execution.Plan:
         return vector, pfcore.gradient_descent(loss, params, h, steps)
 
     @functools.cache  # what is compiled for a flow serves all starts
-    def flow_of(name: str, analytic: bool) -> Flow:
+    def flow_of(name: str, analytic: bool) -> Flow | SteppedFlow:
         if name != "principal":
             return named_flow(name, loss, h)
         return principal_flow(

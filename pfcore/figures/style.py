@@ -11,25 +11,27 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 from pfcore._checks import ArrayLike
+from pfcore.flows.registry import FLOWS
 from pfcore.objectives import Objective
 
-# Okabe and Ito's palette: told apart with any colour vision.
-COLORS = {
-    "gd": "#1a1a1a",
-    "ngf": "#0072B2",
-    "igr": "#009E73",
-    "third_order": "#56B4E9",
-    "principal": "#D55E00",
-    "principal_np": "#CC79A7",
+# Of each colour that a flow may have, its two looks: on white paper and on a dark page. The first
+# six are Okabe and Ito's palette, told apart with any colour vision; the others are Paul Tol's, and
+# differ from those in lightness. The playground has the same.
+PALETTE = {
+    "black": ("#1a1a1a", "#f2f2f2"),
+    "blue": ("#0072B2", "#52aee8"),
+    "green": ("#009E73", "#2fc79a"),
+    "sky": ("#56B4E9", "#a6d8f7"),
+    "vermilion": ("#D55E00", "#ff8a3d"),
+    "pink": ("#CC79A7", "#eaa4cb"),
+    "amber": ("#E69F00", "#ffc14d"),
+    "wine": ("#882255", "#d9578f"),
+    "indigo": ("#332288", "#9b8cf2"),
+    "olive": ("#999933", "#c9c96a"),
 }
-LABELS = {
-    "gd": "gradient descent",
-    "ngf": "NGF",
-    "igr": "IGR flow",
-    "third_order": "third order",
-    "principal": "PF",
-    "principal_np": "PF + non-principal",
-}
+ROLES = {"gd": "black", **{name: entry.color for name, entry in FLOWS.items()}}
+COLORS = {name: PALETTE[role][0] for name, role in ROLES.items()}
+LABELS = {"gd": "gradient descent", **{name: entry.label for name, entry in FLOWS.items()}}
 # A page is about 7 inches wide; a phone shows it at half that, where 12 points become 6.
 WIDTH = 6.4
 

@@ -3,20 +3,12 @@
 import numpy as np
 from matplotlib import colors
 
-from pfcore.figures.style import COLORS
+from pfcore.figures.style import PALETTE
 
 THEMES = ("light", "dark")
 BACKGROUND = {"light": "#ffffff", "dark": "#16191d"}
-# The flows' own colours, lighter; the playground has the same.
-_DARK = {
-    BACKGROUND["light"]: BACKGROUND["dark"],
-    COLORS["gd"]: "#f2f2f2",
-    COLORS["ngf"]: "#52aee8",
-    COLORS["igr"]: "#2fc79a",
-    COLORS["third_order"]: "#a6d8f7",
-    COLORS["principal"]: "#ff8a3d",
-    COLORS["principal_np"]: "#eaa4cb",
-}
+# The flows' own colours, lighter.
+_DARK = {BACKGROUND["light"]: BACKGROUND["dark"], **dict(PALETTE.values())}
 
 # Björn Ottosson's OKLab, in which equal steps of lightness look equal.
 _TO_CONE = np.array(

@@ -7,8 +7,8 @@ from pfcore.flows.modified import (
     negative_gradient_flow,
     third_order_flow,
 )
-from pfcore.flows.named import named_flow
 from pfcore.flows.principal import principal_flow
+from pfcore.flows.registry import FLOWS, FlowEntry, named_flow
 from pfcore.flows.two_frame import (
     Stepper,
     TwoFrameState,
@@ -19,7 +19,9 @@ from pfcore.flows.two_frame import (
 )
 
 __all__ = [
+    "FLOWS",
     "Flow",
+    "FlowEntry",
     "SteppedFlow",
     "Stepper",
     "TwoFrameState",

@@ -23,9 +23,9 @@ from pfcore.curvature.dense import apply_to_vector
 from pfcore.curvature.krylov import krylov_apply
 from pfcore.curvature.products import flat_product, gradient
 from pfcore.flows.analytic import check_analytic
+from pfcore.flows.coefficients import BRANCHES, principal_coefficient
 from pfcore.flows.flow import Flow, bind, identity
 from pfcore.flows.modified import third_derivative_term
-from pfcore.stability import BRANCHES, principal_coefficient
 
 STATES = ("complex", "real")
 Krylov = tuple[int, float | None]  # products at most, and the tolerance that ends them earlier
