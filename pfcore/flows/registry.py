@@ -11,9 +11,12 @@ import jax
 
 from pfcore._checks import Loss, ScalarLike
 from pfcore.flows import coefficients
+from pfcore.flows.central import central_flow
+from pfcore.flows.edge import edge_flow
 from pfcore.flows.flow import Flow, SteppedFlow
 from pfcore.flows.modified import igr_flow, negative_gradient_flow, third_order_flow
 from pfcore.flows.principal import principal_flow
+from pfcore.flows.rod import rod_flow
 from pfcore.flows.two_frame import two_frame_flow
 
 
@@ -51,6 +54,9 @@ FLOWS: dict[str, FlowEntry] = {
         "pink",
     ),
     "two_frame": FlowEntry("two-frame", two_frame_flow, "wine", coefficients.two_frame_growth),
+    "rod": FlowEntry("rod", rod_flow, "amber"),
+    "edge": FlowEntry("edge-type", edge_flow, "olive"),
+    "central": FlowEntry("central", central_flow, "indigo"),
 }
 
 

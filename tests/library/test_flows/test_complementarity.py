@@ -120,7 +120,7 @@ def test_says_where_there_is_no_solution(x64):
 def test_does_not_depend_on_units(x64):
     rng = np.random.default_rng(4)
     B = gram(3, 20, rng)
-    A, X = with_solution(3, 1, B, rng)
+    A, _ = with_solution(3, 1, B, rng)
     found = solve(A, B)
     for a, b in [(1e-12, 1e9), (1e10, 1e-8)]:
         scaled = solve(a * A, b * B)
@@ -155,7 +155,7 @@ def test_refuses_what_does_not_fit():
         complementarity.solve(A, B, start=jnp.ones(3))
     with pytest.raises(ValueError, match=r"active.*\(3,\)"):
         complementarity.solve(A, B, active=jnp.ones(3))
-    with pytest.raises(ValueError, match="tolerance.*-1"):
+    with pytest.raises(ValueError, match=r"tolerance.*-1"):
         complementarity.solve(A, B, tolerance=-1.0)
-    with pytest.raises(ValueError, match="max_iterations.*0"):
+    with pytest.raises(ValueError, match=r"max_iterations.*0"):
         complementarity.solve(A, B, max_iterations=0)

@@ -1,0 +1,372 @@
+r"""Central flow: the path that gradient descent oscillates about at the edge of stability.
+
+An oscillation of covariance $\Sigma$ adds $\tfrac12\langle\Sigma, H\rangle$ to the loss, and so
+pushes towards smaller curvature. Central flow is gradient flow with just as much of it as keeps
+every eigenvalue of $H$ from exceeding $2/h$.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pfcore import _programs
+from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
+from pfcore._trees import Params, num_entries, ravel
+from pfcore.curvature.eigenpairs import ravelled_rows
+from pfcore.curvature.tracking import TrackerState, tracker
+from pfcore.flows.complementarity import solve
+from pfcore.flows.flow import SteppedFlow, bind
+
+REFRESHES = ("step", "substep")
+# Eigenvectors are followed from hλ = 1.5 on, so that they are known before they are critical.
+TRACKED = 1.5
+# Where a loss is asked whether it has third derivatives: along segments that change every array of
+# the parameters by this fraction. Their integrals give the change of the Hessian: to 1e-4 for
+# networks of smooth activations in single precision, and to no better than 18 % with ReLU.
+REACH = 0.05
+SEGMENTS = 5
+MISSED = 0.1
+
+
+class CentralState(NamedTuple):
+    r"""Where a central flow stands.
+
+    Attributes:
+      params: $w$, the parameters.
+      tracker: `pfcore.curvature.tracker`'s state, where eigenvectors were last computed.
+      variance: $X$, [k, k]: the oscillation has the covariance $\Sigma = UXU^\top$, where the
+        columns of $U$ are `tracker.pairs.vectors`. Zero outside the critical directions.
+      num_critical: how many directions are critical.
+      residual: of the complementarity problems of the last step, the largest; see
+        `pfcore.flows.complementarity`.
+    """
+
+    params: Params
+    tracker: TrackerState
+    variance: Float[Array, "k k"]
+    num_critical: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+def _pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the pairs i ≥ j, those of fewer directions first; and where (i, j) is."""
+    rows, columns = np.tril_indices(k)
+    place = np.zeros((k, k), int)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+    return rows.astype(np.int32), columns.astype(np.int32), place
+
+
+def _tracked_from(learning_rate: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The eigenvalue from which on one more direction is followed."""
+    return jnp.minimum(TRACKED, threshold) / learning_rate
+
+
+def _known(state: TrackerState, count: jax.Array) -> TrackerState:
+    """The state with zeros for the pairs that were not asked for: an integrator stops at NaN."""
+    asked = jnp.arange(len(state.pairs.values), dtype=jnp.int32) < count
+    pairs = state.pairs._replace(
+        values=jnp.where(asked, state.pairs.values, 0),
+        residuals=jnp.where(asked, state.pairs.residuals, 0),
+    )
+    return state._replace(pairs=pairs)
+
+
+def _num_critical(
+    state: TrackerState, learning_rate: jax.Array, threshold: jax.Array
+) -> Int[Array, ""]:
+    values = state.pairs.values
+    beyond = learning_rate.astype(values.dtype) * values > threshold.astype(values.dtype)
+    return jnp.sum(beyond, dtype=jnp.int32)
+
+
+def _bends(
+    loss: Loss, params: Params, vectors: Float[Array, "k n"], count: jax.Array
+) -> tuple[Float[Array, "p"], Float[Array, "p n"]]:
+    r"""$u_i^\top H u_j$ and its gradient $G_{ij}$ for the pairs of the first `count` vectors.
+
+    As many third derivatives are computed as there are pairs: none for `count` = 0. Zeros for the
+    rest.
+    """
+    flat, unravel = ravel(params)
+    rows, columns, _ = _pairs(len(vectors))
+
+    def bend(point: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+        def slope(point: jax.Array) -> jax.Array:
+            return jax.jvp(lambda x: loss(unravel(x)), (point,), (u,))[1]
+
+        return jax.jvp(slope, (point,), (v,))[1]
+
+    def add(p: jax.Array | int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        values, slopes = found
+        u, v = vectors[jnp.asarray(rows)[p]], vectors[jnp.asarray(columns)[p]]
+        value, slope = jax.value_and_grad(bend)(flat, u, v)
+        return values.at[p].set(value.astype(flat.dtype)), slopes.at[p].set(slope)
+
+    nothing = jnp.zeros(len(rows), flat.dtype), jnp.zeros((len(rows), flat.size), flat.dtype)
+    return jax.lax.fori_loop(jnp.int32(0), count * (count + 1) // 2, add, nothing)
+
+
+def _step(
+    loss: Loss,
+    substeps: int,
+    refresh: str,
+    learning_rate: jax.Array,
+    threshold: jax.Array,
+    dt: Any,
+    state: CentralState,
+) -> CentralState:
+    k = len(state.variance)
+    _, unravel = ravel(state.params)
+    _, _, place = _pairs(k)
+    dtype = state.variance.dtype
+    h, length = learning_rate.astype(dtype), (jnp.asarray(dt) / substeps).astype(dtype)
+    follower = tracker(loss, 1, max_k=k, threshold=_tracked_from(learning_rate, threshold))
+    number = jnp.arange(k, dtype=jnp.int32)
+
+    def refreshed(at: CentralState) -> CentralState:
+        before = ravelled_rows(at.tracker.pairs.vectors)
+        following = _known(follower.update(at.params, at.tracker), at.tracker.num_tracked)
+        turn = jnp.matmul(
+            ravelled_rows(following.pairs.vectors), before.T, precision="highest"
+        ).astype(dtype)
+        variance = jnp.einsum("ia,ab,jb->ij", turn, at.variance, turn, precision="highest")
+        count = _num_critical(following, learning_rate, threshold)
+        return CentralState(at.params, following, variance, count, at.residual)
+
+    def substep(_: jax.Array | int, at: CentralState) -> CentralState:
+        at = refreshed(at) if refresh == "substep" else at
+        vectors = ravelled_rows(at.tracker.pairs.vectors).astype(dtype)
+        flat, _ = ravel(at.params)
+        gradient = jax.grad(lambda x: loss(unravel(x)))(flat)
+        bends, slopes = _bends(loss, at.params, vectors, at.num_critical)
+        # The slack 2/h - H on the critical directions, at the end of this substep.
+        along = jnp.matmul(slopes, gradient, precision="highest")
+        drift = (length * along - bends)[place]
+        reaction = length / 2 * jnp.matmul(slopes, slopes.T, precision="highest")
+        found = solve(
+            2 / h * jnp.eye(k, dtype=dtype) + drift,
+            reaction[place[:, :, None, None], place],
+            active=number < at.num_critical,
+            start=at.variance,
+        )
+        weights = jnp.zeros(len(slopes), dtype).at[place].add(found.X)
+        push = jnp.matmul(weights, slopes, precision="highest") / 2
+        params = unravel(flat - length.astype(flat.dtype) * (gradient + push))
+        residual = jnp.maximum(at.residual, found.residual)  # NaN is kept
+        return at._replace(params=params, variance=found.X, residual=residual)
+
+    state = state._replace(residual=jnp.zeros_like(state.residual))
+    state = refreshed(state) if refresh == "step" else state
+    return jax.lax.fori_loop(0, substeps, substep, state)
+
+
+def _segments(loss: Loss, params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""$v^\top H v$, its change along segments in directions $v$, and the integral of its slope."""
+    flat, unravel = ravel(params)
+    whole = jnp.sqrt(jnp.mean(flat**2))
+    whole = jnp.where(whole > 0, whole, 1)
+
+    def sizes(x: jax.Array) -> jax.Array:
+        own = jnp.sqrt(jnp.mean(x.astype(flat.dtype) ** 2)) if x.size else whole
+        return jnp.full(x.shape, jnp.where(own > 0, own, whole))
+
+    size = ravel(jax.tree.map(sizes, params))[0]
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+
+    def along(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        v = size * jax.random.normal(key, flat.shape, flat.dtype)
+
+        def bend(s: jax.Array) -> jax.Array:
+            def slope(s: jax.Array) -> jax.Array:
+                return jax.jvp(lambda s: loss(unravel(flat + s * v)), (s,), (jnp.ones_like(s),))[1]
+
+            return jax.jvp(slope, (s,), (jnp.ones_like(s),))[1]
+
+        ends = jax.lax.map(bend, jnp.array([0.0, REACH], flat.dtype))
+        points = jnp.asarray(REACH * (nodes + 1) / 2, flat.dtype)
+        slopes = jax.lax.map(lambda s: jax.jvp(bend, (s,), (jnp.ones_like(s),))[1], points)
+        total = jnp.sum(jnp.asarray(REACH * weights / 2, slopes.dtype) * slopes)
+        return jnp.max(jnp.abs(ends)), ends[1] - ends[0], total
+
+    return jax.lax.map(along, jax.random.split(jax.random.key(0), SEGMENTS))
+
+
+def _check_third_derivatives(loss: Loss, params: Params) -> None:
+    """Raise an error where there is no third derivative, or JAX's is not that of the Hessian."""
+    bends, changes, integrals = (np.asarray(x, float) for x in _once(_segments, loss, (), params))
+    if not np.all(np.isfinite([bends, changes, integrals])):
+        return  # is met in the first step, which says so
+    rounding = 100 * float(jnp.finfo(ravel(params)[0].dtype).eps) * bends
+    moved = np.maximum(np.abs(changes), np.abs(integrals))
+    if np.all(moved <= rounding):
+        raise ValueError(
+            "central_flow needs a third derivative of the loss, which is zero here: nothing that "
+            "the parameters do changes the Hessian. So it is for quadratic losses, and within the "
+            "linear pieces of relu networks. Use a loss that is not quadratic, and a smooth "
+            "activation such as tanh or gelu"
+        )
+    clear = moved > rounding
+    missed = np.abs(changes - integrals)[clear] / moved[clear]
+    if np.median(missed) > MISSED:
+        raise ValueError(
+            "central_flow needs the third derivative of the loss, and the one that JAX returns "
+            f"misses {np.median(missed):.0%} of the change of the Hessian (median over "
+            f"{clear.sum()} random segments that change the parameters by {REACH:.0%}): the loss "
+            "has kinks, as those of relu, abs or max. Use a smooth activation such as tanh or gelu"
+        )
+
+
+def _once(function: Any, loss: Loss, options: tuple, *args: Any) -> Any:
+    """`function(loss, *options, *args)`, compiled; traced once for each loss and shapes."""
+    program = _programs.remembered(
+        (function, *options),
+        loss,
+        args,
+        lambda: _programs.trace(functools.partial(function, loss, *options), *args),
+    )
+    return _programs.run(program, *args)
+
+
+def _begin(
+    loss: Loss, k: int, learning_rate: jax.Array, threshold: jax.Array, params: Params
+) -> CentralState:
+    # All at once, so that directions that are critical already are known from the first step on.
+    state = _known(tracker(loss, k).init(params, jax.random.key(0)), jnp.int32(k))
+    beyond = state.pairs.values > _tracked_from(learning_rate, threshold)
+    num_tracked = jnp.minimum(1 + jnp.sum(beyond, dtype=jnp.int32), k)
+    state = state._replace(num_tracked=num_tracked)
+    dtype = ravel(params)[0].dtype
+    return CentralState(
+        params=params,
+        tracker=state,
+        variance=jnp.zeros((k, k), dtype),
+        num_critical=_num_critical(state, learning_rate, threshold),
+        residual=jnp.zeros((), dtype),
+    )
+
+
+def _init(
+    loss: Loss, max_k: int, learning_rate: jax.Array, threshold: jax.Array, params: Params
+) -> CentralState:
+    params = check_loss(loss, params)
+    k = min(max_k, num_entries(params))
+    if _programs.is_traced(params, learning_rate, threshold):
+        return _begin(loss, k, learning_rate, threshold, params)
+    _check_third_derivatives(loss, params)
+    return _once(_begin, loss, (k,), learning_rate, threshold, params)
+
+
+def _position(state: CentralState) -> Params:
+    return state.params
+
+
+def _residual(state: CentralState) -> jax.Array:
+    return state.residual
+
+
+def _oscillation(state: CentralState) -> Params:
+    values, vectors = jnp.linalg.eigh(state.variance, symmetrize_input=True)
+    along = jnp.sqrt(jnp.maximum(values[-1], 0)) * vectors[:, -1]
+    return jax.tree.map(
+        lambda u: jnp.tensordot(along.astype(u.dtype), u, 1), state.tracker.pairs.vectors
+    )
+
+
+def _expected_loss(loss: Loss, learning_rate: jax.Array, state: CentralState) -> jax.Array:
+    value = loss(state.params)
+    return value + (jnp.trace(state.variance) / learning_rate).astype(value.dtype)
+
+
+def central_flow(
+    loss: Loss,
+    learning_rate: ScalarLike,
+    *,
+    max_k: int = 4,
+    threshold: ScalarLike = 1.95,
+    substeps: int = 4,
+    refresh: str = "step",
+) -> SteppedFlow:
+    r"""Central flow: gradient flow that oscillates just enough to stay at the edge of stability.
+
+    $$\dot w = -\nabla\left[E + \tfrac12\langle\Sigma, H\rangle\right], \qquad
+    \Sigma \succeq 0, \quad H \preceq \tfrac2h I, \quad
+    \langle\Sigma, \tfrac2h I - H\rangle = 0,$$
+
+    where $\Sigma$ is not differentiated. It models the time average of gradient descent's
+    iterates, and its oscillation by the covariance $\Sigma$ alone: where gradient descent's
+    sharpness overshoots $2/h$ and rings about it, central flow's stays at $2/h$.
+
+    On the critical eigenvectors $U$, those with $h\lambda >$ `threshold`, $\Sigma = UXU^\top$, and
+    in each substep $X$ solves a complementarity problem (`pfcore.flows.complementarity`): with
+    $G_{ij} = \nabla(u_i^\top H u_j)$, no direction is to exceed $2/h$ at the end of the substep.
+    For one critical direction $X = \max(0, -2\langle\nabla E, \nabla\lambda\rangle /
+    \|\nabla\lambda\|^2)$ on the edge. It is a projection: started beyond the edge, it is there
+    after one substep. Where no oscillation can keep the curvature from growing, because
+    $\nabla\lambda = 0$, the problem has no solution; then `pfcore.integrate` ends with `completed`
+    false, and says by `residual` how much is left.
+
+    A step of gradient descent costs `substeps` gradients, $k(k+1)/2$ third derivatives for each of
+    them with k critical directions, and about five Hessian products for the eigenvectors.
+
+    Args:
+      loss: $E$, from `params` to a real scalar, with third derivatives: no ReLU.
+      learning_rate: $h > 0$ of the gradient descent that is modelled.
+      max_k: how many critical directions at most; the following ones are ignored, and may exceed
+        the edge. At most as many as there are parameters are used.
+      threshold: of $h\lambda$, between 0 and 2: directions above take part. The default is that of
+        the authors.
+      substeps: Euler steps for one of gradient descent; the default is that of the authors.
+      refresh: "step" computes eigenvectors once for each step of gradient descent, "substep"
+        before each substep. With "step" their curvature and its gradient follow the parameters
+        nevertheless.
+
+    Returns:
+      A `SteppedFlow` whose state is a `CentralState`. Its `expected_loss` is
+      $E + \operatorname{tr}\Sigma/h$. Its `oscillation` is $\sqrt{\lambda_1}\,v_1$ with the
+      leading eigenpair of $\Sigma$: all of the oscillation where one direction is critical, and
+      the largest part of it where there are more. It is zero at the start, before the first step.
+
+    Raises:
+      ValueError: the learning rate is not a positive finite scalar, `max_k` or `substeps` is below
+        1, `threshold` is not between 0 and 2, `refresh` is unknown; from `init`, a loss whose third
+        derivative is zero, or has kinks near the parameters (neither is looked for under tracing).
+      TypeError: `max_k` or `substeps` is not an integer.
+
+    Example:
+      >>> import jax.numpy as jnp, pfcore
+      >>> loss = lambda w: w["y"] * w["x"] ** 2 / 2 - 0.02 * w["y"]  # sharpness y, pushed to grow
+      >>> start = {"x": jnp.array(0.1), "y": jnp.array(3.8)}
+      >>> flow = pfcore.flows.central_flow(loss, 0.5)
+      >>> path = pfcore.integrate(flow, start, 0.5 * jnp.arange(101.0))
+      >>> bool(path.completed), round(float(path.params["y"][-1]), 3)  # 2 / 0.5
+      (True, 4.0)
+      >>> round(float(path.oscillation["x"][-1]) ** 2, 4)  # what keeps y there
+      0.04
+
+    References:
+      Cohen, Damian, Talwalkar, Kolter, Lee, *Understanding optimization in deep learning with
+      central flows*, ICLR 2025 (arXiv 2410.24206).
+    """
+    learning_rate = check_learning_rate(learning_rate)
+    max_k = check_count("max_k", max_k, minimum=1)
+    substeps = check_count("substeps", substeps, minimum=1)
+    if not isinstance(threshold, jax.core.Tracer) and not 0 < float(threshold) < 2:
+        raise ValueError(
+            f"threshold must lie between 0 and 2, where directions are critical, got {threshold!r}"
+        )
+    if refresh not in REFRESHES:
+        raise ValueError(f"refresh must be 'step' or 'substep', got {refresh!r}")
+    dynamic = (learning_rate, jnp.asarray(threshold, learning_rate.dtype))
+    return SteppedFlow(
+        init=bind(_init, loss, max_k, dynamic=dynamic),
+        step=bind(_step, loss, substeps, refresh, dynamic=dynamic),
+        position=_position,
+        max_step=learning_rate,
+        oscillation=_oscillation,
+        expected_loss=bind(_expected_loss, loss, dynamic=(learning_rate,)),
+        residual=_residual,
+    )
