@@ -53,25 +53,38 @@ def _unit(direction: Params) -> Params:
     return scale(1 / norm(direction), direction)
 
 
-def _oscillation(state: EdgeState) -> Params:
-    return scale(jnp.exp(state.log_magnitude), _unit(state.direction))
+def _kept_up(floor: jax.Array, state: EdgeState) -> EdgeState:
+    """The state with the magnitude at its floor, if it is below, and a unit direction."""
+    lowest = jnp.log(floor).astype(state.log_magnitude.dtype)
+    return EdgeState(state.centre, _unit(state.direction), jnp.maximum(state.log_magnitude, lowest))
+
+
+def _oscillation(loss: Loss, floor: jax.Array, state: EdgeState) -> Params:
+    del loss
+    state = _kept_up(floor, state)
+    return scale(jnp.exp(state.log_magnitude), state.direction)
 
 
 def _position(state: EdgeState) -> Params:
     return state.centre
 
 
-def _expected_loss(loss: Loss, state: EdgeState) -> jax.Array:
-    return two_sided(loss, state.centre, _oscillation(state))
+def _expected_loss(loss: Loss, floor: jax.Array, state: EdgeState) -> jax.Array:
+    return two_sided(loss, state.centre, _oscillation(loss, floor, state))
 
 
 def _field(
-    loss: Loss, curvature: str, growth: str, learning_rate: jax.Array, t: Any, state: EdgeState
+    loss: Loss,
+    curvature: str,
+    growth: str,
+    learning_rate: jax.Array,
+    floor: jax.Array,
+    t: Any,
+    state: EdgeState,
 ) -> EdgeState:
     del t
-    centre, h = state.centre, learning_rate
-    u = _unit(state.direction)
-    magnitude = jnp.exp(state.log_magnitude)
+    centre, u, log_magnitude = _kept_up(floor, state)
+    h, magnitude = learning_rate, jnp.exp(log_magnitude)
     if curvature == "secant":
         # Below this length the difference of the gradients would drown in rounding; it is as good
         # there as a Hessian product, and what the oscillation does to the centre is lost anyway.
@@ -93,14 +106,12 @@ def _field(
     return EdgeState(slope, add_scaled(bent, -s, u), rate / h.astype(rate.dtype))
 
 
-def _after_step(floor: float, state: EdgeState) -> EdgeState:
-    log_magnitude = state.log_magnitude
-    if floor > 0:
-        log_magnitude = jnp.maximum(log_magnitude, math.log(floor))
-    return EdgeState(state.centre, _unit(state.direction), log_magnitude)
+def _after_step(loss: Loss, floor: jax.Array, state: EdgeState) -> EdgeState:
+    del loss
+    return _kept_up(floor, state)
 
 
-def _init(loss: Loss, floor: float, learning_rate: jax.Array, params: Params) -> EdgeState:
+def _init(loss: Loss, learning_rate: jax.Array, floor: jax.Array, params: Params) -> EdgeState:
     params = check_loss(loss, params)
     half = scale(learning_rate / 2, gradient(loss, params))
     centre = add_scaled(params, -1.0, half)
@@ -108,7 +119,8 @@ def _init(loss: Loss, floor: float, learning_rate: jax.Array, params: Params) ->
     u = jax.tree.map(lambda v, x: v[0].astype(x.dtype), found.vectors, centre)
     u = _unit(u)
     along = inner(u, half)
-    smallest = max(floor, math.sqrt(float(jnp.finfo(along.dtype).tiny)))
+    tiny = math.sqrt(float(jnp.finfo(along.dtype).tiny))
+    smallest = jnp.maximum(floor.astype(along.dtype), tiny)
     return EdgeState(
         centre=centre,
         direction=scale(jnp.where(along < 0, -1.0, 1.0), u),
@@ -122,7 +134,7 @@ def edge_flow(
     *,
     curvature: str = "centre",
     growth: str = "log",
-    floor: float = 0.0,
+    floor: ScalarLike = 0.0,
 ) -> Flow:
     r"""An edge-type flow: gradient descent at the edge as an oscillation of one direction.
 
@@ -187,14 +199,14 @@ def edge_flow(
         raise ValueError(f"curvature must be 'centre' or 'secant', got {curvature!r}")
     if growth not in GROWTHS:
         raise ValueError(f"growth must be 'log' or 'linear', got {growth!r}")
-    if not (math.isfinite(floor) and floor >= 0):
+    if not isinstance(floor, jax.core.Tracer) and not (math.isfinite(floor) and floor >= 0):
         raise ValueError(f"floor must be finite and not negative, got {floor!r}; 0 is none")
-    floor = float(floor)
+    dynamic = (learning_rate, jnp.asarray(floor, learning_rate.dtype))
     return Flow(
-        init=bind(_init, loss, floor, dynamic=(learning_rate,)),
-        vector_field=bind(_field, loss, curvature, growth, dynamic=(learning_rate,)),
+        init=bind(_init, loss, dynamic=dynamic),
+        vector_field=bind(_field, loss, curvature, growth, dynamic=dynamic),
         position=_position,
-        oscillation=_oscillation,
-        expected_loss=bind(_expected_loss, loss),
-        after_step=bind(_after_step, floor),
+        oscillation=bind(_oscillation, loss, dynamic=dynamic[1:]),
+        expected_loss=bind(_expected_loss, loss, dynamic=dynamic[1:]),
+        after_step=bind(_after_step, loss, dynamic=dynamic[1:]),
     )
