@@ -27,16 +27,35 @@ from pfcore._checks import (
     check_learning_rate,
     check_loss,
 )
-from pfcore._trees import Params, add_scaled, check_params, in_single, norm, real_dtype, scale
+from pfcore._trees import (
+    Params,
+    add_scaled,
+    check_params,
+    in_single,
+    norm,
+    ravel,
+    real_dtype,
+    scale,
+)
+from pfcore.curvature.krylov import krylov_apply
 from pfcore.curvature.products import gradient
 from pfcore.descent import gradient_descent
+from pfcore.flows.coefficients import principal_coefficient
 from pfcore.flows.flow import Flow, State, bind, identity
 from pfcore.flows.modified import logarithm_coefficients
 
 # Steps from which the oscillation at the start is taken, unless asked otherwise.
-BURN_IN = 9
+BURN_IN = 5
 # How far a direction may be from the norm of the centre, either way, before it is scaled anew.
 RANGE = 30.0
+
+
+# Products with the Jacobian that the resummed series takes, unless asked otherwise.
+DEPTH = 24
+RESUMMED = "resummed"
+# Multipliers this near 0 are between the frames. What has one is gone after a step or two.
+WIDTH = 0.05
+Order = tuple[int | str, int]  # the order, and the depth of a Krylov space if it is resummed
 
 
 class TwoFrameState(NamedTuple):
@@ -105,22 +124,60 @@ def _first_order(
     return jax.lax.cond(log_scale < 0, linear, full, *frames)
 
 
+def _resummed_factor(x: jax.Array) -> jax.Array:
+    r"""$\log(1 + x)/x$ where the multiplier $1 + x$ has a positive real part, else $1 - x/2$.
+
+    A multiplier of the other half-plane belongs to the other frame. What is left of it in this one
+    only has to die away, and to follow the rest: any positive factor does that. Between the two the
+    factor is continuous, for no solver steps over a jump: the logarithm's weight is
+    $1 - e^{-(\operatorname{Re}(1 + x)/w)^2}$ with $w$ = `WIDTH`.
+    """
+    # Where a multiplier is below machine epsilon, its logarithm has no weight.
+    eps = float(jnp.finfo(x.dtype).eps)
+    inside = jnp.where(jnp.abs(1 + x) < eps, -1 + eps, x)
+    weight = -jnp.expm1(-((jnp.maximum((1 + x).real, 0) / WIDTH) ** 2)).astype(x.dtype)
+    polynomial = 1 - x / 2
+    return polynomial + weight * (-principal_coefficient(-inside) - polynomial)
+
+
+def _resummed(
+    first: Callable[[tuple[State, State]], tuple[State, State]],
+    frames: tuple[State, State],
+    depth: int,
+) -> tuple[State, State]:
+    r"""$\psi(J)\,V_1$ with the Jacobian $J$ of $V_1$ and $\psi$ above, in a Krylov space."""
+    flat, unravel = ravel(frames)
+    once, derivative = jax.linearize(lambda v: ravel(first(unravel(v)))[0], flat)
+
+    def as_complex(v: jax.Array) -> jax.Array:
+        return jax.lax.complex(v, jnp.zeros_like(v))
+
+    # The Jacobian is real, but not symmetric; that is what complex vectors tell Arnoldi's method.
+    found = krylov_apply(
+        _resummed_factor, lambda v: as_complex(derivative(v.real)), as_complex(once), depth
+    )
+    return unravel(found.value.real)
+
+
 def _field(
-    increment: Increment, order: int, unit: jax.Array, state: TwoFrameState
+    increment: Increment, order: Order, unit: jax.Array, state: TwoFrameState
 ) -> TwoFrameState:
     """The modified field of the map of both frames, divided by the time that a step takes."""
     frames = (state.centre, state.oscillation)
+    number, depth = order
 
     def first(frames: tuple[State, State]) -> tuple[State, State]:
         return _first_order(increment, state.log_scale, frames)
 
-    if order == 1:
+    if isinstance(number, str):
+        rate = _resummed(first, frames, depth)
+    elif number == 1:
         rate = first(frames)
-    elif order == 2:
+    elif number == 2:
         once, derivative = jax.linearize(first, frames)
         rate = add_scaled(once, -0.5, derivative(once))
     else:
-        terms = logarithm_coefficients(first, frames, order)
+        terms = logarithm_coefficients(first, frames, number)
         rate = jax.tree.map(lambda f: jnp.sum(f, axis=0), terms)
     centre, direction = scale(1 / unit, rate)
     return TwoFrameState(centre, direction, jnp.zeros_like(state.log_scale))
@@ -278,7 +335,7 @@ def _descent_init(
 
 
 def _descent_field(
-    loss: Loss, order: int, learning_rate: jax.Array, t: Any, state: TwoFrameState
+    loss: Loss, order: Order, learning_rate: jax.Array, t: Any, state: TwoFrameState
 ) -> TwoFrameState:
     del t
 
@@ -293,22 +350,32 @@ def _mean_loss(loss: Loss, state: TwoFrameState) -> jax.Array:
     return (loss(_add(state.centre, swing)) + loss(_subtract(state.centre, swing))) / 2
 
 
-def _check_options(order: Any, floor: ScalarLike, burn_in: Any) -> tuple[int, jax.Array, int]:
-    order = check_count("order", order, minimum=1)
+def _check_options(
+    order: Any, depth: Any, floor: ScalarLike, burn_in: Any
+) -> tuple[Order, jax.Array, int]:
+    if isinstance(order, str):
+        if order != RESUMMED:
+            raise ValueError(f"order must be an integer or {RESUMMED!r}, got {order!r}")
+    else:
+        order = check_count("order", order, minimum=1)
+    if depth is not None and order != RESUMMED:
+        raise ValueError(f"depth = {depth!r} is of order={RESUMMED!r}, not of order={order!r}")
+    depth = DEPTH if depth is None else check_count("depth", depth, minimum=1)
     burn_in = BURN_IN if burn_in is None else check_count("burn_in", burn_in, minimum=0)
     least = jnp.asarray(floor, float)
     if least.ndim != 0:
         raise ValueError(f"floor must be a scalar, got shape {least.shape}")
     if not _programs.is_traced(least) and not (math.isfinite(least) and least >= 0):
         raise ValueError(f"floor must be finite and not negative, got {floor!r}")
-    return order, least, burn_in
+    return (order, depth if order == RESUMMED else 0), least, burn_in
 
 
 def two_frame_flow(
     loss: Loss,
     learning_rate: ScalarLike,
     *,
-    order: int = 2,
+    order: int | str = 2,
+    depth: int | None = None,
     floor: ScalarLike = 0.0,
     burn_in: int | None = None,
 ) -> Flow:
@@ -332,6 +399,15 @@ def two_frame_flow(
     `oscillation` is $w_0$ there. Any other start is given as a `TwoFrameState` in place of the
     parameters; `two_frame_start` makes one of iterates on both sides of the start.
 
+    `order="resummed"` keeps of every order what the Jacobian $J = V_1'$ says, as the principal flow
+    keeps what the Hessian says: $(\dot C, \dot A) = \frac1h\psi(J)V_1$ with
+    $\psi(x) = \log(1 + x)/x$ where $1 + x > 0$. It is the principal flow unwrapped into two real
+    frames: directions of $h\lambda < 1$ are the centre's and those of $h\lambda > 1$ the
+    oscillation's, so nothing is complex and there is no branch cut. On a quadratic whose start is
+    split so it passes through every iterate. (Directions with $|1 - h\lambda|$ below about 0.2,
+    which die within a step or two, are followed less exactly.) What a start leaves of a direction
+    in the other frame dies away, by $\psi = 1 - x/2$.
+
     Orders above 2 are not better in general, and can diverge: the series is that of the
     logarithm of the map, and directions where $|F' - 1| \ge 1$ (curvature near $2/h$ in $C$, or
     far below it in $A$) are outside its radius. At orders 1 and 2 they only die away faster or
@@ -341,24 +417,25 @@ def two_frame_flow(
     Args:
       loss: $E$, from `params` to a real scalar.
       learning_rate: $h > 0$ of the gradient descent that is modelled.
-      order: of the modified equation; 1 and 2 need one and two derivatives of the gradient's
-        differences, and cost about 2 and 5 gradients.
+      order: of the modified equation, or "resummed". Order 1 costs 2 gradients, order 2 about 5.
+      depth: of order "resummed", how many products with $J$ it takes; each costs about 3 gradients.
+        By default 24. Clipped to twice the number of parameters, at which it is exact.
       floor: smallest norm of the oscillation; the direction of a smaller one is kept at this
         size. Gradient descent's own oscillation is kept up by rounding, at about
         $0.08\,\varepsilon\|w\|$ where that was measured, which sets when an instability begins.
         0 lets it decay as far as it will. An oscillation that is exactly zero stays zero.
       burn_in: steps of gradient descent from which the oscillation at the start is taken; by
-        default 9. 0 starts without oscillation, 1 with $A = \frac h2\nabla E(w_0)$. Fewer where
+        default 5. 0 starts without oscillation, 1 with $A = \frac h2\nabla E(w_0)$. Fewer where
         gradient descent changes its regime within them.
 
     Returns:
       A `Flow` whose state is a `TwoFrameState`.
 
     Raises:
-      ValueError: the learning rate is not a positive finite scalar, `order` is below 1, `floor` or
-        `burn_in` are negative; from `init`, a start that does not fit, or gradient descent that
-        diverges within `burn_in` steps.
-      TypeError: `order` or `burn_in` is not an integer.
+      ValueError: the learning rate is not a positive finite scalar, `order` or `depth` is below 1
+        or a depth comes without order "resummed", `floor` or `burn_in` is negative; from `init`, a
+        start that does not fit, or gradient descent that diverges within `burn_in` steps.
+      TypeError: `order`, `depth` or `burn_in` is not an integer.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -374,10 +451,10 @@ def two_frame_flow(
       (arXiv 2105.13922): in the frames $C \pm A$ order 2 is its drift.
     """
     learning_rate = check_learning_rate(learning_rate)
-    order, least, burn_in = _check_options(order, floor, burn_in)
+    terms, least, burn_in = _check_options(order, depth, floor, burn_in)
     return Flow(
         init=bind(_descent_init, loss, burn_in, dynamic=(learning_rate, least)),
-        vector_field=bind(_descent_field, loss, order, dynamic=(learning_rate,)),
+        vector_field=bind(_descent_field, loss, terms, dynamic=(learning_rate,)),
         position=position,
         oscillation=oscillation,
         expected_loss=bind(_mean_loss, loss),
@@ -497,7 +574,7 @@ def _mapped_init(stepper: Stepper, burn_in: int, floor: jax.Array, params: Param
 
 
 def _mapped_field(
-    step: Callable[[State], State], order: int, t: Any, state: TwoFrameState
+    step: Callable[[State], State], order: Order, t: Any, state: TwoFrameState
 ) -> TwoFrameState:
     del t
 
@@ -542,7 +619,8 @@ def two_frame_flow_of(
     Args:
       step: $G$, from a pytree of real floating-point arrays to another like it; or a `Stepper`, as
         `optax_step` makes one, whose states hold more than the parameters.
-      order: as for `two_frame_flow`.
+      order: as for `two_frame_flow`, an integer: resummed, the series of maps that are not gradient
+        descent, whose multipliers are complex, is worse than order 2.
       floor: likewise, of the norm of the whole state's oscillation.
       burn_in: likewise, in steps of this map.
 
@@ -550,7 +628,7 @@ def two_frame_flow_of(
       A `Flow` whose state is a `TwoFrameState`. Its time counts steps: iterate $k$ is at time $k$.
 
     Raises:
-      ValueError: `order` is below 1, `floor` or `burn_in` are negative; from `init`, a step that
+      ValueError: `order` is below 1, `floor` or `burn_in` is negative; from `init`, a step that
         changes the structure of the state.
       TypeError: `order` or `burn_in` is not an integer, or `step` is not a function.
 
@@ -563,7 +641,8 @@ def two_frame_flow_of(
       >>> bool(path.completed)
       True
     """
-    order, least, burn_in = _check_options(order, floor, burn_in)
+    order = check_count("order", order, minimum=1)
+    terms, least, burn_in = _check_options(order, None, floor, burn_in)
     if not isinstance(step, Stepper):
         if not callable(step):
             raise TypeError(f"step must be a function of a state, or a Stepper, got {step!r}")
@@ -573,7 +652,7 @@ def two_frame_flow_of(
         mean_loss = bind(_mapped_mean_loss, step.loss, step.position)
     return Flow(
         init=bind(_mapped_init, step, burn_in, dynamic=(least,)),
-        vector_field=bind(_mapped_field, step.step, order),
+        vector_field=bind(_mapped_field, step.step, terms),
         position=bind(_mapped_position, step.position),
         oscillation=bind(_mapped_oscillation, step.position),
         expected_loss=mean_loss,
