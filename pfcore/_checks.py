@@ -118,6 +118,12 @@ def is_hosted(loss: Any) -> bool:
     return getattr(loss, "hosted", False)
 
 
+def check_curvature(loss: Any, params: Params) -> Params:
+    """Return checked `params` at which a loss is finite, or a `Curvature` can be evaluated."""
+    check = getattr(loss, "check_at", None)
+    return check_loss(loss, params) if check is None else check(check_params(params))
+
+
 def check_loss(loss: Loss, params: Params) -> Params:
     """Return checked `params` at which `loss` is one finite real number.
 
@@ -128,9 +134,6 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not callable(loss):
         raise TypeError(f"loss must be a function of params, got {loss!r}")
     params = check_params(params)
-    if is_hosted(loss):
-        _check_finite(loss(params))
-        return params
     shape = jax.eval_shape(loss, params)
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
@@ -141,11 +144,11 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        _check_finite(_programs.evaluate(loss, params))
+        check_finite(_programs.evaluate(loss, params))
     return params
 
 
-def _check_finite(value: jax.Array) -> None:
+def check_finite(value: jax.Array) -> None:
     if not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value)):
         raise ValueError(
             f"loss at the starting params is {float(value)!r}; "

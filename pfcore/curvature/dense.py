@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfcore._checks import Loss, check_loss
+from pfcore._checks import check_curvature
 from pfcore._trees import Params, num_entries, ravel, real_dtype
 from pfcore.curvature.krylov import (
     MatVec,
@@ -19,7 +19,7 @@ from pfcore.curvature.krylov import (
     over,
     unit_of,
 )
-from pfcore.curvature.products import compiled, linearized_hvp
+from pfcore.curvature.products import LossOrCurvature, compiled, linearized_hvp
 
 # Columns formed in one batch of products. Measured on the 431-parameter network, 2 cores: blocks
 # of 8 to 64 are within 30 % of each other, all columns at once takes twice as long.
@@ -42,7 +42,7 @@ def matrix_of(product: MatVec, size: int, dtype: jnp.dtype) -> jax.Array:
     return (columns + columns.T) / 2
 
 
-def gradient_and_hessian(loss: Loss, params: Params) -> tuple[jax.Array, jax.Array]:
+def gradient_and_hessian(loss: Any, params: Params) -> tuple[jax.Array, jax.Array]:
     """Gradient [n] and Hessian [n, n] in flat coordinates, at real or complex parameters."""
     flat, unravel = ravel(params)
     g, product = linearized_hvp(lambda x: loss(unravel(x)), flat)
@@ -106,11 +106,11 @@ def _eigenvalues(hessian: Any, params: Params) -> jax.Array:
     return jnp.where(symmetric, values, jnp.nan)
 
 
-def spectrum(loss: Loss, params: Params) -> jax.Array:
+def spectrum(loss: LossOrCurvature, params: Params) -> jax.Array:
     r"""All eigenvalues of the Hessian, ascending, from the dense matrix.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays with $n$ numbers in all.
 
     Returns:
@@ -127,6 +127,6 @@ def spectrum(loss: Loss, params: Params) -> jax.Array:
       >>> pfcore.curvature.spectrum(lambda x: x[0] ** 2 - x[1] ** 2, jnp.ones(2)).tolist()
       [-2.0, 2.0]
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     check_fits(num_entries(params), real_dtype(params))
     return _eigenvalues(loss, params)

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pfcore import _programs
-from pfcore._checks import ArrayLike, Loss, ScalarLike, check_count, check_loss, check_positive
+from pfcore._checks import ArrayLike, ScalarLike, check_count, check_curvature, check_positive
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.krylov import eigh, is_symmetric, krylov_space, rounding
-from pfcore.curvature.products import compiled
+from pfcore.curvature.products import LossOrCurvature, compiled
 
 SCALES = ("linear", "symlog")
 
@@ -155,7 +155,7 @@ def _spectral_density(hessian, params, key, *, num_probes, depth, batch_size):
 
 
 def spectral_density(
-    loss: Loss,
+    loss: LossOrCurvature,
     params: Params,
     *,
     key: PRNGKeyArray,
@@ -166,7 +166,7 @@ def spectral_density(
     r"""The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       key: for the probes, `jax.random.key(seed)`.
       num_probes: p, independent normal vectors; errors fall as $1/\sqrt p$, and as $1/\sqrt n$.
@@ -194,7 +194,7 @@ def spectral_density(
       Xiao, *An investigation into neural net optimization via Hessian eigenvalue density*, ICML
       2019 (arXiv 1901.10159).
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     return _spectral_density(
         loss,
         params,

@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pfcore._checks import (
-    Loss,
     ScalarLike,
     check_count,
-    check_loss,
+    check_curvature,
     check_positive,
     check_vector,
 )
@@ -40,7 +39,7 @@ from pfcore.curvature.krylov import (
     rounding,
     unit_of,
 )
-from pfcore.curvature.products import compiled
+from pfcore.curvature.products import LossOrCurvature, compiled
 
 WHICH = ("largest", "smallest", "magnitude")
 # Eigenvalues within this fraction of the largest magnitude of zero are resolved to an absolute
@@ -478,12 +477,25 @@ def check_which(which: str) -> None:
         raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
 
 
+def _is_simple(ritz: Ritz, size: Int[Array, ""], count: int) -> Bool[Array, " k"]:
+    """Whether each of the first `count` values is told apart from all others that are seen.
+
+    By the residuals: some eigenvalue lies within each of them, which may be the same one.
+    """
+    filled = jnp.arange(len(ritz.values), dtype=jnp.int32) < size
+    values = jnp.where(filled, ritz.values, jnp.inf)  # no other is near
+    reach = jnp.where(filled, ritz.residuals, 0.0)
+    # A value that has not converged says nothing beyond itself: what counts is whose is asked for.
+    apart = jnp.abs(values[:count, None] - values) > 2 * reach[:count, None]
+    return jnp.all(apart | jnp.eye(count, len(values), dtype=bool), axis=1)
+
+
 class Found(NamedTuple):
     """What `find_eigenpairs` returns: pairs, and what comes with them.
 
     Attributes:
       pairs: in flat coordinates: `vectors` is [k, n].
-      gradient: of the structure of the parameters, a by-product.
+      gradient: of the structure of the parameters, a by-product; None of a curvature without one.
       challenger: [n], the direction that may overtake next; see `_challenger`.
     """
 
@@ -576,7 +588,10 @@ def _find(
     vectors = space.basis[:count]
     pairs = Eigenpairs(
         values=hessian.differentiable(
-            jnp.where(known, sign * unit * values, jnp.nan), vectors, params
+            jnp.where(known, sign * unit * values, jnp.nan),
+            vectors,
+            _is_simple(ritz, space.size, count),
+            params,
         ),
         vectors=vectors,
         residuals=unit * residuals,
@@ -584,7 +599,7 @@ def _find(
         num_products=found.num_products,
     )
     challenger = _challenger(space, ritz, wanted, jax.random.fold_in(key, 1), which)
-    return Found(pairs, unravel(g), challenger)
+    return Found(pairs, None if g is None else unravel(g), challenger)
 
 
 def ravelled_rows(vectors: Params) -> Float[Array, "k n"]:
@@ -598,7 +613,7 @@ def unravelled(pairs: Eigenpairs, params: Params) -> Eigenpairs:
 
 
 def top_eigenpairs(
-    loss: Loss,
+    loss: LossOrCurvature,
     params: Params,
     k: int,
     *,
@@ -622,14 +637,17 @@ def top_eigenpairs(
     5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
 
     The values can be differentiated, in both modes, by $\partial\lambda_i = u_i^\top (\partial H)
-    u_i$, for the price of three gradients: so sharpness can be penalised. The rule holds where the
-    eigenvalue is simple; vectors, residuals and second derivatives are taken as constants.
+    u_i$, for the price of three gradients: so sharpness can be penalised, as the last example does.
+    The rule holds where the eigenvalue is simple: where another value that was found lies within
+    twice its residual, `jax.grad` raises an error, and a compiled function gets a derivative of
+    NaN. A second copy is seen from k = 2 on. Vectors, residuals and second derivatives are taken as
+    constants.
 
     Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64): a
     restart copies the subspace.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       k: how many, at least 1 and at most n.
       key: for the random vectors, `jax.random.key(seed)`.
@@ -662,11 +680,20 @@ def top_eigenpairs(
       >>> [round(float(x), 4) for x in pairs.values], bool(pairs.converged.all())
       ([5.0, 5.0], True)
 
+      A loss with a penalty on sharpness above 4, and its gradient:
+
+      >>> def penalised(x):
+      ...     pairs = pfcore.curvature.top_eigenpairs(flat, x, 1, key=jax.random.key(0))
+      ...     return flat(x) + 0.1 * jax.nn.relu(pairs.values[0] - 4.0)
+      >>> flat = lambda x: 0.25 * x[0] ** 4 + 0.5 * x[1] ** 2  # λ₀ = 3 x₀² = 12 at x₀ = 2
+      >>> [round(float(g), 3) for g in jax.grad(penalised)(jnp.array([2.0, 1.0]))]
+      [9.2, 1.0]
+
     References:
       Wu and Simon, *Thick-restart Lanczos method for large symmetric eigenvalue problems*, SIAM J.
       Matrix Anal. Appl. 22 (2000); Parlett, *The Symmetric Eigenvalue Problem* (SIAM 1998).
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     n = num_entries(params)
     k = check_eigenpair_count("k", k, n)
     max_products = default_products(max_products, k)

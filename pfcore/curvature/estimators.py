@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from matfree import stochtrace
 
-from pfcore._checks import Loss, check_count, check_loss
+from pfcore._checks import check_count, check_curvature
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.density import spread
 from pfcore.curvature.krylov import is_symmetric, over, rounding, unit_of
-from pfcore.curvature.products import Product, compiled
+from pfcore.curvature.products import LossOrCurvature, Product, compiled
 
 METHODS = ("hutchinson", "xtrace")
 
@@ -113,7 +113,7 @@ def _trace(hessian, params, key, *, num_probes, method, batch_size):
 
 
 def trace(
-    loss: Loss,
+    loss: LossOrCurvature,
     params: Params,
     *,
     key: PRNGKeyArray,
@@ -136,7 +136,7 @@ def trace(
     memory grows with the probes.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays.
       key: for the probes, `jax.random.key(seed)`.
       num_probes: p, at least 1 (2 for an error); for "xtrace" at most the number of parameters.
@@ -161,7 +161,7 @@ def trace(
       Hutchinson, Commun. Stat. Simul. Comput. 18 (1989); Epperly, Tropp, Webber, *XTrace*, SIAM J.
       Matrix Anal. Appl. 45 (2024).
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     num_probes = check_count("num_probes", num_probes, minimum=1)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -207,7 +207,9 @@ def _diagonal(hessian, params, key, *, num_probes):
     )
 
 
-def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) -> Estimate:
+def diagonal(
+    loss: LossOrCurvature, params: Params, *, key: PRNGKeyArray, num_probes: int
+) -> Estimate:
     r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
 
     The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
@@ -215,7 +217,7 @@ def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) 
     that $H$ is symmetric, as for `trace`.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays.
       key: for the probes, `jax.random.key(seed)`.
       num_probes: at least 1 (2 for errors); one product each.
@@ -237,6 +239,6 @@ def diagonal(loss: Loss, params: Params, *, key: PRNGKeyArray, num_probes: int) 
       Bekas, Kokiopoulou, Saad, *An estimator for the diagonal of a matrix*, Appl. Numer. Math. 57
       (2007).
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     num_probes = check_count("num_probes", num_probes, minimum=1)
     return _diagonal(loss, params, key, num_probes=num_probes)

@@ -1,4 +1,5 @@
-"""Losses whose products Python drives: over data that do not fit into memory, or to be watched.
+"""Losses and curvatures whose products Python drives: over data that do not fit into memory, or to
+be watched.
 
 Every routine of `pfcore.curvature` takes them in place of a loss. Its own loop then runs in Python
 around compiled products, so that it can be interrupted at every batch.
@@ -13,9 +14,18 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from pfcore import _programs
-from pfcore._checks import Loss
+from pfcore._checks import check_curvature, check_finite
 from pfcore._trees import Params, in_single, ravel
-from pfcore.curvature.products import Flat, Hessian, flat_product
+from pfcore.curvature.products import (
+    Curvature,
+    Flat,
+    Hessian,
+    Part,
+    flat_product,
+    is_positive_semidefinite,
+    of_batch,
+    of_part,
+)
 
 Batch = Any  # a pytree of arrays with the samples along the leading axis
 BatchLoss = Callable[[Any, Any], jax.Array]  # (params, batch) -> real scalar
@@ -37,24 +47,23 @@ class _Count:
             self._call(self._done)
 
 
-class Hosted:
-    """A loss whose `at` gives a product that is a Python function, not to be traced."""
+class OverBatches(Curvature):
+    """What `over_batches` returns: of a loss, called on parameters, it is the loss."""
 
     hosted = True
 
-    def differentiable(self, values: jax.Array, vectors: jax.Array, params: Params) -> jax.Array:
-        """The values: there is no derivative without a transformation; see `Hessian`."""
-        return values
-
-
-class OverBatches(Hosted):
-    """What `over_batches` returns: called on parameters it is the loss."""
-
     def __init__(
-        self, loss: BatchLoss, batches: Any, *, average: bool = True, progress: Watch = False
+        self, loss: Any, batches: Any, *, average: bool = True, progress: Watch = False
     ) -> None:
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of (params, batch), got {loss!r}")
+        if not callable(loss) and not isinstance(loss, Curvature):
+            raise TypeError(
+                f"loss must be a function of (params, batch) or a Curvature, got {loss!r}"
+            )
+        if getattr(loss, "hosted", False):
+            raise TypeError(
+                f"loss is {type(loss).__name__}, which goes through its own products in Python; "
+                "pass the loss or the curvature itself"
+            )
         if not callable(batches) and isinstance(batches, Iterator):
             raise TypeError(
                 f"batches are gone through for every product, and {type(batches).__name__} can be "
@@ -65,9 +74,10 @@ class OverBatches(Hosted):
             raise TypeError(f"batches must be an iterable or a function, got {batches!r}")
         self._loss, self._batches, self._average = loss, batches, average
         self._progress = progress
+        self.positive_semidefinite = is_positive_semidefinite(loss)
 
-    def _each(self) -> Iterator[tuple[Batch, float]]:
-        """Batches with their weights in the sum."""
+    def _each(self) -> Iterator[tuple[Batch, jax.Array, float]]:
+        """Batches with their numbers, and their weights in the sum."""
         found = 0
         for batch in self._batches() if callable(self._batches) else self._batches:
             batch = jax.tree.map(jnp.asarray, batch)
@@ -77,16 +87,16 @@ class OverBatches(Hosted):
                     "a batch must hold arrays with the samples along the leading axis, got shapes "
                     f"{[leaf.shape for leaf in leaves]}"
                 )
+            yield batch, jnp.uint32(found), float(len(leaves[0])) if self._average else 1.0
             found += 1
-            yield batch, float(len(leaves[0])) if self._average else 1.0
         if not found:
             raise ValueError("there are no batches: the iterable is empty, or was gone through")
 
     def _sum(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Σ function(*args, batch), the weighted mean where the batches' losses are means."""
+        """Σ function(*args, batch, number), the weighted mean where the batches are means."""
         total, weights = None, 0.0
-        for batch, weight in self._each():
-            given = (*args, batch)
+        for batch, index, weight in self._each():
+            given = (*args, batch, index)
             program = _programs.remembered(
                 kind, self._loss, given, functools.partial(_programs.trace, function, *given)
             )
@@ -98,17 +108,37 @@ class OverBatches(Hosted):
 
     def __call__(self, params: Params) -> jax.Array:
         """The loss, with one pass over the batches."""
-        return self._sum("batch value", self._loss, params)
+        if isinstance(self._loss, Curvature):
+            raise TypeError(f"{self._loss!r} over batches is a curvature, and has no value")
+        return self._sum("batch value", lambda p, batch, index: self._loss(p, batch), params)
+
+    def check_at(self, params: Params) -> Params:
+        if not isinstance(self._loss, Curvature):
+            check_finite(self(params))
+            return params
+        batch, index, _ = next(self._each())
+        return check_curvature(self._loss.bound(batch, index), params)
+
+    def restricted(self, part: Part) -> "OverBatches":
+        loss = self._loss
+        if isinstance(loss, Curvature):
+            within: Any = loss.restricted(part)
+        else:
+
+            def within(params: Params, batch: Batch) -> jax.Array:
+                return loss(part.fill(params), batch)
+
+        options = {"average": self._average, "progress": self._progress}
+        return OverBatches(within, self._batches, **options)
 
     def at(self, params: Params) -> Flat:
-        """Gradient and product in flat coordinates; see `Hessian.at`."""
         flat, unravel = ravel(in_single(params))
 
-        def gradient(params: Params, batch: Batch) -> jax.Array:
-            return flat_product(lambda p: self._loss(p, batch), params).gradient
+        def gradient(params: Params, batch: Batch, index: jax.Array) -> jax.Array | None:
+            return flat_product(of_batch(self._loss, batch, index), params).gradient
 
-        def product(params: Params, vector: jax.Array, batch: Batch) -> jax.Array:
-            return flat_product(lambda p: self._loss(p, batch), params).product(vector)
+        def product(params: Params, vector: jax.Array, batch: Batch, index: jax.Array) -> jax.Array:
+            return flat_product(of_batch(self._loss, batch, index), params).product(vector)
 
         count = _Count(self._progress, "products")
 
@@ -134,9 +164,9 @@ def _added(total: Any, part: Any) -> Any:
 
 
 def over_batches(
-    loss: BatchLoss, batches: Any, *, average: bool = True, progress: Watch = False
+    loss: BatchLoss | Curvature, batches: Any, *, average: bool = True, progress: Watch = False
 ) -> OverBatches:
-    r"""The loss of data that do not fit into memory, for every routine of `pfcore.curvature`.
+    r"""The loss or curvature of data that do not fit into memory, for every routine.
 
     $$E(\theta) = \frac{\sum_b n_b\,E_b(\theta)}{\sum_b n_b},$$
 
@@ -144,9 +174,13 @@ def over_batches(
     and once for every product; one is in memory at a time. The numbers are those of all data at
     once, up to rounding. Batches of one shape share a compiled program.
 
+    A curvature is averaged, or summed, likewise: `gauss_newton`, `fisher`, `empirical_fisher` and
+    `symmetric` are made of functions with a batch for a further argument, such as
+    `predict(params, batch)` and `loss_of_outputs(outputs, batch)`.
+
     Args:
       loss: $E_b$, `loss(params, batch)`, a real scalar: the mean over the batch's samples (with
-        `average`) or their sum.
+        `average`) or their sum; or a `Curvature` of one batch.
       batches: what can be gone through again and again (a list, a PyTorch `DataLoader` without
         shuffling, a dataset of Grain), or a function that returns an iterator. Each batch is a
         pytree of arrays with its $n_b$ samples along the leading axis.
@@ -172,20 +206,33 @@ def over_batches(
     return OverBatches(loss, batches, average=average, progress=progress)
 
 
-class Watched(Hosted):
-    """What `watched` returns: called on parameters it is the loss."""
+class Watched(Curvature):
+    """What `watched` returns: of a loss, called on parameters, it is the loss."""
 
-    def __init__(self, loss: Loss, progress: Watch = True) -> None:
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of params, got {loss!r}")
+    hosted = True
+
+    def __init__(self, loss: Any, progress: Watch = True) -> None:
+        if not callable(loss) and not isinstance(loss, Curvature):
+            raise TypeError(f"loss must be a function of params or a Curvature, got {loss!r}")
+        if getattr(loss, "hosted", False):
+            raise TypeError(
+                f"loss is {type(loss).__name__}, which goes through its own products in Python; "
+                "over_batches counts them with progress="
+            )
         self._loss, self._progress = loss, progress
+        self.positive_semidefinite = is_positive_semidefinite(loss)
 
     def __call__(self, params: Params) -> jax.Array:
         """The loss."""
         return _programs.evaluate(self._loss, params)
 
+    def check_at(self, params: Params) -> Params:
+        return check_curvature(self._loss, params)
+
+    def restricted(self, part: Part) -> "Watched":
+        return Watched(of_part(self._loss, part), self._progress)
+
     def at(self, params: Params) -> Flat:
-        """Gradient and product in flat coordinates; see `Hessian.at`."""
         flat, unravel = ravel(in_single(params))
         count = _Count(self._progress, "products")
         with jax.disable_jit(False):
@@ -213,15 +260,15 @@ def _applied(hessian: Hessian, needed: Any, vector: jax.Array) -> jax.Array:
     return hessian.product(needed, vector)
 
 
-def watched(loss: Loss, progress: Watch = True) -> Watched:
-    """A loss whose products are counted as they are taken, and between which Ctrl-C stops.
+def watched(loss: Any, progress: Watch = True) -> Watched:
+    """A loss or curvature whose products are counted, and between which Ctrl-C stops.
 
     A routine of `pfcore.curvature` is one compiled program as a rule, which shows nothing until it
     is done. Given a watched loss it runs in Python around compiled products: for networks whose
     products take longer than some milliseconds that costs nothing.
 
     Args:
-      loss: from `params` to a real scalar.
+      loss: from `params` to a real scalar, or a `Curvature`.
       progress: True for a bar that counts products; or a function, called with their number.
 
     Returns:

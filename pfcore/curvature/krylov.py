@@ -16,15 +16,14 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from pfcore import _programs
 from pfcore._checks import (
-    Loss,
     ScalarLike,
     check_count,
-    check_loss,
+    check_curvature,
     check_positive,
     check_vector,
 )
 from pfcore._trees import Params, in_single, norm, power_of_two, ravel, real_dtype
-from pfcore.curvature.products import compiled
+from pfcore.curvature.products import LossOrCurvature, compiled
 
 MatVec = Callable[[jax.Array], jax.Array]
 # Products between two evaluations of f on the projection, where the depth is adaptive.
@@ -79,6 +78,24 @@ def rounding(norm: jax.Array) -> jax.Array:
     from inside; ROUNDINGS is what networks showed against double precision.
     """
     return ROUNDINGS * float(jnp.finfo(norm.dtype).eps) * norm
+
+
+def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
+    """Whether a matrix with this lowest eigenvalue and norm can be positive semidefinite.
+
+    Several times what rounding does to it, which `asymmetry` shows if the products are of a lower
+    precision than the parameters.
+    """
+    return lowest >= -(8 * rounding(norm) + 4 * asymmetry)
+
+
+def on_domain(
+    function: Callable[[jax.Array], jax.Array], positive_semidefinite: bool
+) -> Callable[[jax.Array], jax.Array]:
+    """`function`, asked for at 0 where rounding has made an eigenvalue of at least 0 negative."""
+    if not positive_semidefinite:
+        return function
+    return lambda values: function(jnp.maximum(values, 0))
 
 
 def unit_of(image: jax.Array, known: jax.Array) -> jax.Array:
@@ -225,12 +242,16 @@ def from_coordinates(space: KrylovSpace, coordinates: Inexact[Array, " m"]) -> I
 
 
 class KrylovProduct(NamedTuple):
-    """`krylov_apply`'s answer: f(H)v, its error estimate, products used, whether H is symmetric."""
+    """`krylov_apply`'s answer: f(H)v, its error estimate, products used, whether H is symmetric.
+
+    And whether what was seen of H has no eigenvalue below zero, as far as rounding can tell.
+    """
 
     value: Inexact[Array, " n"]
     error: Float[Array, ""]
     num_products: Int[Array, ""]
     symmetric: Bool[Array, ""]
+    nonnegative: Bool[Array, ""]
 
 
 def leading_coordinates(
@@ -352,7 +373,12 @@ def krylov_apply(
     )
     own = rounding(jnp.linalg.norm(coordinates))
     error = size_of_vector * (error + change + own)
-    return KrylovProduct(value, error, size, is_symmetric(asymmetry, reach))
+    nonnegative = jnp.array(True)
+    if not jnp.iscomplexobj(projected):
+        # Rows that are not filled have the first diagonal entry, which is no lower than the lowest.
+        lowest = jnp.min(eigh(projected + jnp.diag(first * jnp.where(inside, 0, 1)))[0])
+        nonnegative = is_nonnegative(lowest, asymmetry, reach)
+    return KrylovProduct(value, error, size, is_symmetric(asymmetry, reach), nonnegative)
 
 
 class FunctionProduct(NamedTuple):
@@ -360,7 +386,8 @@ class FunctionProduct(NamedTuple):
 
     Attributes:
       value: $f(H)v$, of the structure of the parameters; complex where $f$ is. NaN where the
-        products were not finite, or not those of a symmetric matrix.
+        products were not finite, not those of a symmetric matrix, or showed a negative eigenvalue
+        of a curvature that says it has none.
       error: estimate of the norm of its error: the distance to the same with a quarter of
         the products less, and what moving all eigenvalues by the rounding of the products, some
         roundings of $\|H\|$, changes.
@@ -380,20 +407,22 @@ def _apply(hessian, params, function, vector, tolerance, *, depth) -> FunctionPr
     if tolerance is not None:
         tolerance = tolerance.astype(flat.dtype)
     start = ravel(in_single(vector))[0].astype(flat.dtype)
-    found = krylov_apply(function, product, start, depth, tolerance)
+    nonnegative = hessian.positive_semidefinite
+    found = krylov_apply(on_domain(function, nonnegative), product, start, depth, tolerance)
     allowed = 0.0 if tolerance is None else tolerance * norm(found.value)
-    value = jnp.where(found.symmetric, found.value, jnp.nan)
+    known = found.symmetric & found.nonnegative if nonnegative else found.symmetric
+    value = jnp.where(known, found.value, jnp.nan)
     if jnp.iscomplexobj(value):
         tree = jax.tree.map(jax.lax.complex, unravel(value.real), unravel(value.imag))
     else:
         tree = unravel(value)
-    error = jnp.where(found.symmetric, found.error, jnp.inf)
+    error = jnp.where(known, found.error, jnp.inf)
     return FunctionProduct(tree, error, error <= allowed, found.num_products)
 
 
 def function_product(
     function: Callable[[jax.Array], jax.Array],
-    loss: Loss,
+    loss: LossOrCurvature,
     params: Params,
     vector: Params,
     *,
@@ -405,9 +434,13 @@ def function_product(
     The Krylov space of $v$ grows until the last quarter of the products has changed the result by
     less than `tolerance`, relative to its norm.
 
+    For a positive semidefinite `Curvature`, f is asked for at eigenvalues of at least 0 only, so
+    that roots are defined: $(G + \delta)^{-1/2}v$ is
+    `function_product(lambda x: (x + delta) ** -0.5, G, params, v)`.
+
     Args:
       function: $f$, elementwise on an array of eigenvalues; it may return complex values.
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
       depth: at most so many Hessian-vector products; memory for as many vectors.
@@ -434,7 +467,7 @@ def function_product(
       Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
     """
     depth = check_count("depth", depth, minimum=1)
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     if tolerance is None:
         tolerance = 1e-6 if jnp.finfo(real_dtype(params)).bits > 32 else 1e-5
     tolerance = check_positive("tolerance", tolerance)
@@ -444,7 +477,7 @@ def function_product(
 
 def apply_function(
     function: Callable[[jax.Array], jax.Array],
-    loss: Loss,
+    loss: LossOrCurvature,
     params: Params,
     vector: Params,
     *,
@@ -458,7 +491,7 @@ def apply_function(
 
     Args:
       function: $f$, elementwise on an array of eigenvalues; it may return complex values.
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
       depth: number of Hessian-vector products $m \ge 1$; clipped to $n$.
@@ -484,6 +517,6 @@ def apply_function(
       Higham, *Functions of Matrices* (SIAM 2008), section 13.2.
     """
     depth = check_count("depth", depth, minimum=1)
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     vector = check_vector("vector", vector, params)
     return _apply(loss, params, function, vector, None, depth=depth).value

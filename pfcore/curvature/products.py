@@ -1,19 +1,81 @@
-"""Gradients and Hessian-vector products, at real and at complex parameters."""
+"""Gradients and products with the Hessian or another curvature, in flat coordinates.
+
+Losses may be taken at complex parameters, other curvatures at real ones.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pfcore import _programs
 from pfcore._checks import Loss, is_hosted
-from pfcore._trees import Params, in_single, is_complex, ravel
+from pfcore._trees import Params, check_params, in_single, is_complex, ravel
 
 # What JAX leaves in a linearised function where a rule serves reverse mode alone.
 REVERSE_ONLY = "custom_lin"
 MODES = ("forward-over-reverse", "reverse-over-reverse")
 Product = Callable[[Any], Any]  # v -> H v
+
+
+class Flat(NamedTuple):
+    """A loss or a curvature at its parameters, in flat coordinates."""
+
+    gradient: jax.Array | None  # of the loss; None where the curvature is that of none
+    product: Product
+    params: jax.Array
+    unravel: Callable[[jax.Array], Params]
+
+
+class Part(NamedTuple):
+    """Some of the parameters: all of them, the way from some to all, and the way back."""
+
+    whole: Params
+    fill: Callable[[Params], Params]
+    take: Callable[[Params], Params]
+
+
+class Curvature:
+    """A symmetric matrix that depends on parameters, known by its products.
+
+    Every routine of `pfcore.curvature` takes one in place of a loss, as does
+    `pfcore.learning_rates.sharpness_rate`. Made by `gauss_newton`, `fisher`, `empirical_fisher`,
+    `preconditioned`, `symmetric`, `subset`, `over_batches` or `watched`.
+
+    Attributes:
+      positive_semidefinite: whether no eigenvalue is negative. Functions of the matrix are then
+        asked for at eigenvalues of at least zero only, whatever rounding has done to them.
+    """
+
+    positive_semidefinite: bool = False
+    hosted: bool = False
+
+    def check_at(self, params: Params) -> Params:
+        """Checked `params`, if the curvature can be evaluated there."""
+        raise NotImplementedError
+
+    def at(self, params: Params) -> Flat:
+        """Gradient and product in flat coordinates."""
+        raise NotImplementedError
+
+    def bound(self, batch: Any, index: jax.Array) -> "Curvature":
+        """The curvature of one batch, where its functions take a batch beside the parameters."""
+        raise NotImplementedError
+
+    def restricted(self, part: Part) -> "Curvature":
+        """The block of some parameters."""
+        raise NotImplementedError
+
+    def differentiable(
+        self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
+    ) -> jax.Array:
+        """The values: where Python drives the products there is no derivative; see `Traced`."""
+        return values
+
+
+LossOrCurvature = Loss | Curvature
 
 
 def gradient(loss: Loss, params: Params) -> Params:
@@ -27,8 +89,12 @@ def _forward_refused(error: Exception) -> bool:
     return "forward-mode" in text or "jvp" in text.lower()
 
 
-def _linearized(loss: Loss, params: Params, mode: str | None = None) -> tuple[Params, Product]:
+def _linearized(loss: Any, params: Params, mode: str | None = None) -> tuple[Params, Product]:
     """Gradient and Hessian product: forward over reverse, or else reverse over reverse."""
+    if isinstance(loss, Curvature):
+        g, product, _, unravel = loss.at(check_params(params))
+        flat_gradient = None if g is None else unravel(g)
+        return flat_gradient, lambda vector: unravel(product(ravel(in_single(vector))[0]))
 
     def of_loss(p: Params) -> Params:
         return gradient(loss, p)
@@ -72,7 +138,7 @@ def _first_line(error: Exception) -> str:
 
 
 def gradient_and_hvp(
-    loss: Loss, params: Params, vector: Params, mode: str | None = None
+    loss: LossOrCurvature, params: Params, vector: Params, mode: str | None = None
 ) -> tuple[Params, Params]:
     """Gradient and Hessian product in one pass, of the structure of `params`.
 
@@ -80,6 +146,14 @@ def gradient_and_hvp(
     """
     if mode not in (None, *MODES):
         raise ValueError(f"mode must be None or one of {', '.join(MODES)}, got {mode!r}")
+    if isinstance(loss, Curvature):
+        if mode is not None:
+            raise ValueError(
+                f"mode says how the Hessian of a loss is differentiated, got {mode!r} with "
+                f"{type(loss).__name__}; leave it at None"
+            )
+        if loss.hosted:
+            return _both(loss, mode, params, vector)
     if _programs.is_traced(params, vector):
         return _both(loss, mode, params, vector)
     # Traced at every call: without `jax.jit` a loss may read a batch that has changed meanwhile.
@@ -87,12 +161,14 @@ def gradient_and_hvp(
     return _programs.run(program, params, vector)
 
 
-def _both(loss: Loss, mode: str | None, params: Params, vector: Params) -> tuple[Params, Params]:
+def _both(loss: Any, mode: str | None, params: Params, vector: Params) -> tuple[Params, Params]:
     g, product = _linearized(loss, params, mode)
     return g, product(vector)
 
 
-def hvp(loss: Loss, params: Params, vector: Params, *, mode: str | None = None) -> Params:
+def hvp(
+    loss: LossOrCurvature, params: Params, vector: Params, *, mode: str | None = None
+) -> Params:
     r"""Hessian-vector product $H(\theta)\,v$, forward over reverse.
 
     Where JAX refuses forward mode (a `jax.custom_vjp` without a forward rule, kernels with a
@@ -103,7 +179,7 @@ def hvp(loss: Loss, params: Params, vector: Params, *, mode: str | None = None) 
     not Hermitian.
 
     Args:
-      loss: $E$, from `params` to a scalar.
+      loss: $E$, from `params` to a scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure, shapes and dtypes of `params`.
       mode: "forward-over-reverse" or "reverse-over-reverse"; None takes the first that JAX can.
@@ -124,19 +200,20 @@ def hvp(loss: Loss, params: Params, vector: Params, *, mode: str | None = None) 
     return gradient_and_hvp(loss, params, vector, mode)[1]
 
 
-def linearized_hvp(loss: Loss, params: Params) -> tuple[Params, Product]:
+def linearized_hvp(loss: LossOrCurvature, params: Params) -> tuple[Params, Product]:
     r"""$(g, v \mapsto Hv)$, linearised once: what does not depend on $v$ is not computed again.
 
     Many products at one point cost about a fifth less than as many calls of `hvp` (digits network,
     CPU). As `hvp`, it is reverse over reverse where JAX refuses forward mode.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
 
     Returns:
-      The gradient, of the structure of `params`, and a linear function from vectors of that
-      structure to Hessian-vector products. `jax.vmap` of it takes a batch of vectors in one pass.
+      The gradient, of the structure of `params` (None for a curvature that has none), and a linear
+      function from vectors of that structure to products. `jax.vmap` of it takes a batch of vectors
+      in one pass.
 
     Raises:
       TypeError: as for `hvp`.
@@ -151,48 +228,96 @@ def linearized_hvp(loss: Loss, params: Params) -> tuple[Params, Product]:
     return _linearized(loss, params)
 
 
-class Flat(NamedTuple):
-    """A loss at its parameters, in flat coordinates."""
+def linearized_function(
+    function: Callable[[jax.Array], Any], params: jax.Array
+) -> tuple[Any, Product, Product]:
+    """Value, and products with the Jacobian and with its transpose, linearised once."""
+    refused: Exception
+    try:
+        value, forward = jax.linearize(function, params)
+        if not _programs.contains(jax.make_jaxpr(forward)(params).jaxpr, REVERSE_ONLY):
+            return value, forward, lambda u: jax.linear_transpose(forward, params)(u)[0]
+        refused = TypeError("a jax.custom_vjp in the function has no forward-mode rule.")
+    except (TypeError, NotImplementedError, ValueError) as error:
+        if not _forward_refused(error):
+            raise
+        refused = error
+    value, pulled = jax.vjp(function, params)
 
-    gradient: jax.Array
-    product: Product
-    params: jax.Array
-    unravel: Callable[[jax.Array], Params]
+    def backward(u: Any) -> jax.Array:
+        return pulled(u)[0]
+
+    def transposed(v: jax.Array) -> Any:
+        return jax.vjp(backward, value)[1](v)[0]
+
+    try:  # what is linear in the cotangent has the Jacobian for its transpose
+        jax.eval_shape(transposed, params)
+    except (TypeError, NotImplementedError, ValueError) as error:
+        raise TypeError(
+            "a product with the Jacobian needs forward mode, or a backward pass that can be "
+            "differentiated, and a part of the function has neither "
+            f"(forward: {_first_line(refused)} reverse: {_first_line(error)})"
+        ) from error
+    return value, transposed, backward
 
 
-def flat_product(loss: Loss, params: Params) -> Flat:
-    """Gradient and Hessian product in flat coordinates, the flat parameters, and the way back.
+def flat_product(loss: Any, params: Params) -> Flat:
+    """Gradient and product in flat coordinates, the flat parameters, and the way back.
 
     Parameters of 16 bits are taken as float32, and so is everything that comes of them.
     """
+    if isinstance(loss, Curvature):
+        return loss.at(params)
     flat, unravel = ravel(in_single(params))
     g, product = _linearized(lambda x: loss(unravel(x)), flat)
     return Flat(g, product, flat, unravel)
 
 
+def of_batch(loss: Any, batch: Any, index: jax.Array) -> Any:
+    """A loss or a curvature of one batch, the `index`-th."""
+    if isinstance(loss, Curvature):
+        return loss.bound(batch, index)
+    return lambda params: loss(params, batch)
+
+
+def of_part(loss: Any, part: Part) -> Any:
+    """A loss or a curvature of a part of the parameters."""
+    if isinstance(loss, Curvature):
+        return loss.restricted(part)
+    return lambda params: loss(part.fill(params))
+
+
+def is_positive_semidefinite(loss: Any) -> bool:
+    """Whether a loss or a curvature says that its matrix has no negative eigenvalue."""
+    return isinstance(loss, Curvature) and loss.positive_semidefinite
+
+
 @jax.tree_util.register_pytree_node_class
 class Hessian:
-    """The Hessian of a loss in flat coordinates, as an argument of compiled functions.
+    """The Hessian of a loss, or another curvature, as an argument of compiled functions.
 
     Two programs: one from the parameters to the gradient and what products need, one from that and
     a vector to the product.
     """
 
-    def __init__(self, forward: _programs.Program, product: _programs.Code) -> None:
+    def __init__(
+        self, forward: _programs.Program, product: _programs.Code, positive_semidefinite: bool
+    ) -> None:
         self.forward, self.product = forward, product
+        self.positive_semidefinite = positive_semidefinite
 
     @classmethod
-    def of(cls, loss: Loss, params: Params) -> "Hessian":
+    def of(cls, loss: Any, params: Params) -> "Hessian":
         codes = []
 
-        def forward(params: Params) -> tuple[jax.Array, list[Any]]:
+        def forward(params: Params) -> tuple[jax.Array | None, list[Any]]:
             g, product, flat, _ = flat_product(loss, params)
             inner = _programs.trace(product, flat)
             codes.append(inner.code)
             return g, inner.consts
 
         program = _programs.trace(forward, params)
-        return cls(program, codes[0])
+        return cls(program, codes[0], is_positive_semidefinite(loss))
 
     def at(self, params: Params) -> Flat:
         """What `flat_product` returns."""
@@ -200,46 +325,63 @@ class Hessian:
         g, needed = self.forward(params)
         return Flat(g, lambda vector: self.product(needed, vector), flat, unravel)
 
-    def differentiable(self, values: jax.Array, vectors: jax.Array, params: Params) -> jax.Array:
+    def differentiable(
+        self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
+    ) -> jax.Array:
         """The values: where they were found without a transformation, there is no derivative."""
         return values
 
-    def tree_flatten(self) -> tuple[tuple[_programs.Program], _programs.Code]:
-        return (self.forward,), self.product
+    def tree_flatten(self) -> tuple[tuple[_programs.Program], tuple[_programs.Code, bool]]:
+        return (self.forward,), (self.product, self.positive_semidefinite)
 
     @classmethod
-    def tree_unflatten(cls, product: _programs.Code, children: tuple[Any]) -> "Hessian":
-        return cls(children[0], product)
+    def tree_unflatten(cls, static: tuple[_programs.Code, bool], children: tuple[Any]) -> "Hessian":
+        return cls(children[0], *static)
 
 
 class Traced:
-    """The Hessian of a loss where a transformation is at work, which needs the loss itself."""
+    """The Hessian or curvature where a transformation is at work, which needs the loss itself."""
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Any) -> None:
         self._loss = loss
+        self.positive_semidefinite = is_positive_semidefinite(loss)
 
-    def differentiable(self, values: jax.Array, vectors: jax.Array, params: Params) -> jax.Array:
+    def differentiable(
+        self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
+    ) -> jax.Array:
         r"""Eigenvalues [k] with their derivative $\partial\lambda = u^\top(\partial H)u$.
 
-        `vectors` [k, n] are taken to be the eigenvectors, and as constants.
+        `vectors` [k, n] are taken to be the eigenvectors, and as constants. Where an eigenvalue is
+        not `simple` [k], its derivative is refused: an error where the values are known, as under
+        `jax.grad` alone, and NaN within compiled functions.
         """
         loss = self._loss
 
         @jax.custom_jvp
-        def of(params: Params, values: jax.Array, vectors: jax.Array) -> jax.Array:
+        def of(params: Params, values: jax.Array, vectors: jax.Array, simple: jax.Array):
             return values
 
         @of.defjvp
         def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            params, values, vectors = primals
+            params, values, vectors, simple = primals
+            if not _programs.is_traced(simple, values) and not bool(simple.all()):
+                doubtful = [float(x) for x in values[~simple]]
+                raise ValueError(
+                    f"the eigenvalues {doubtful} of {[float(x) for x in values]} lie within twice "
+                    "their residual of another one, and an eigenvalue that is not simple has no "
+                    "derivative; ask for fewer of them, or for a smaller tolerance if they are "
+                    "close and not equal"
+                )
 
             def bends(params: Params) -> jax.Array:
                 _, product, _, _ = flat_product(loss, params)
                 return jax.vmap(lambda u: u @ product(u))(vectors)
 
-            return values, jax.jvp(bends, (params,), (tangents[0],))[1].astype(values.dtype)
+            moved = jax.jvp(bends, (params,), (tangents[0],))[1].astype(values.dtype)
+            # A factor, which the transposed rule has too.
+            return values, jnp.where(simple, 1, jnp.nan).astype(values.dtype) * moved
 
-        return of(params, values, jax.lax.stop_gradient(vectors))
+        return of(params, values, jax.lax.stop_gradient(vectors), simple)
 
     def at(self, params: Params) -> Flat:
         """What `flat_product` returns."""
@@ -249,8 +391,9 @@ class Traced:
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles a function of (Hessian, params, …) so that it can be called with (loss, params, …).
 
-    Losses that compute the same on other data share a program (see `pfcore._programs`). Under a
-    transformation, or within a compiled function, it becomes a part of that.
+    In place of the loss there may be a `Curvature`. Losses that compute the same on other data share
+    a program (see `pfcore._programs`). Under a transformation, or within a compiled function, it
+    becomes a part of that.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,12 +1,14 @@
 """Part of the parameters, the rest held fixed: spectra per layer, of weights without biases, …"""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from pfcore._checks import Loss, check_loss
+from pfcore._checks import check_curvature
 from pfcore._trees import Params, is_complex, to_complex
+from pfcore.curvature.products import Part, of_part
 
 Where = Callable[[str], bool] | str | Params
 
@@ -23,14 +25,14 @@ def _chosen(where: Where, params: Params) -> list:
     return [mask if np.ndim(mask) else bool(mask) for mask in masks]
 
 
-def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str, jax.Array]]:
-    r"""A loss of some of the parameters, the others fixed where they are.
+def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, jax.Array]]:
+    r"""A loss or curvature of some of the parameters, the others fixed where they are.
 
-    Its Hessian is the block of the full Hessian that belongs to these parameters. Every routine
-    that takes `(loss, params)` takes what this returns.
+    Its matrix is the block of the full Hessian, or of the full curvature, that belongs to these
+    parameters. Every routine that takes `(loss, params)` takes what this returns.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature`.
       params: any pytree of floating-point arrays.
       where: which: a path, "layers/0", for that leaf or all below it; a function of paths,
         `lambda path: path.endswith("kernel")`; or a pytree of booleans, or of boolean arrays that
@@ -50,7 +52,7 @@ def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str,
       >>> pfcore.curvature.spectrum(*part).tolist()
       [6.0, 6.0]
     """
-    params = check_loss(loss, params)
+    params = check_curvature(loss, params)
     leaves_with_path, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves_with_path]
     leaves = [leaf for _, leaf in leaves_with_path]
@@ -58,7 +60,7 @@ def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str,
         chosen = _chosen(where, params)
     except ValueError as error:
         raise ValueError(f"the mask does not fit the params, {names}: {error}") from error
-    part = {}
+    values = {}
     for name, leaf, mask in zip(names, leaves, chosen, strict=True):
         if np.ndim(mask):
             if np.shape(mask) != leaf.shape:
@@ -66,13 +68,13 @@ def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str,
                     f"the mask of {name!r} has shape {np.shape(mask)}, its leaf {leaf.shape}"
                 )
             if np.any(mask):
-                part[name] = leaf[np.asarray(mask, bool)]
+                values[name] = leaf[np.asarray(mask, bool)]
         elif mask:
-            part[name] = leaf
-    if not part:
+            values[name] = leaf
+    if not values:
         raise ValueError(f"{where!r} chooses none of the params; there are {', '.join(names)}")
 
-    def loss_of_part(values: Mapping[str, jax.Array]) -> jax.Array:
+    def fill(values: Mapping[str, jax.Array]) -> Params:
         filled = []
         for name, leaf, mask in zip(names, leaves, chosen, strict=True):
             if name not in values:
@@ -82,6 +84,13 @@ def subset(loss: Loss, params: Params, where: Where) -> tuple[Loss, Mapping[str,
                 filled.append(base.at[np.asarray(mask, bool)].set(values[name]))
             else:
                 filled.append(values[name])
-        return loss(jax.tree.unflatten(structure, filled))
+        return jax.tree.unflatten(structure, filled)
 
-    return loss_of_part, part
+    def take(whole: Params) -> Mapping[str, jax.Array]:
+        return {
+            name: leaf[np.asarray(mask, bool)] if np.ndim(mask) else leaf
+            for name, leaf, mask in zip(names, jax.tree.leaves(whole), chosen, strict=True)
+            if name in values
+        }
+
+    return of_part(loss, Part(params, fill, take)), values

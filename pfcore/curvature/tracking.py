@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pfcore import _programs
-from pfcore._checks import Loss, ScalarLike, check_count, check_loss, check_positive
+from pfcore._checks import ScalarLike, check_count, check_curvature, check_positive
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.eigenpairs import (
     Eigenpairs,
@@ -27,7 +27,7 @@ from pfcore.curvature.eigenpairs import (
     ravelled_rows,
     unravelled,
 )
-from pfcore.curvature.products import Hessian, Traced, compiled
+from pfcore.curvature.products import Hessian, LossOrCurvature, Traced, compiled
 
 # Past points that prediction looks at: differences between them are fitted by the ORDER before
 # each, over the last FITS. Measured on the digits network over 200 steps: 9.2 products a step
@@ -49,7 +49,8 @@ class TrackerState(NamedTuple):
       pairs: `Eigenpairs` at the last point, [max_k]; NaN past `num_tracked`. The signs of
         the vectors are carried on from point to point.
       num_tracked: how many are tracked.
-      gradient: the gradient at the last point, a by-product, of the structure of the parameters.
+      gradient: the gradient at the last point, a by-product, of the structure of the parameters;
+        None of a curvature that has none.
       history: the subspace at the last points, latest first, in bases turned to fit each other.
       updates: how many there have been.
       key: for the random vectors.
@@ -124,7 +125,7 @@ def _turned_to_fit(
 
 
 def tracker(
-    loss: Loss,
+    loss: LossOrCurvature,
     k: int,
     *,
     max_k: int | None = None,
@@ -141,7 +142,7 @@ def tracker(
     overtakes is missed at no more than 15 points, and as a rule at no more than 3.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       k: how many to follow, at least 1.
       max_k: how many at most, if `threshold` asks for more; by default k.
       threshold: follow one more whenever the last one followed exceeds this (with "smallest":
@@ -232,7 +233,7 @@ def _tracker(
     @_programs.broadcasting()
     def init(params: Params, key: PRNGKeyArray) -> TrackerState:
         if not isinstance(loss, Hessian | Traced):  # within `track`, which has checked it
-            params = check_loss(loss, params)
+            params = check_curvature(loss, params)
         n = num_entries(params)
         check_eigenpair_count("max_k", max_k, n)
         count = jnp.int32(k)
@@ -325,7 +326,7 @@ def _track(
 
 
 def track(
-    loss: Loss,
+    loss: LossOrCurvature,
     path: Params,
     k: int,
     *,
@@ -342,7 +343,7 @@ def track(
     training, without keeping the path, use `tracker` inside the loop.
 
     Args:
-      loss: $E$, from `params` to a real scalar.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       path: parameters stacked along a leading axis of T points, such as what
         `pfcore.gradient_descent` returns.
       k, key, max_k, threshold, tolerance, which, max_products: as for `tracker` and
@@ -365,7 +366,7 @@ def track(
     path = jax.tree.map(jnp.asarray, path)
     return _track(
         loss,
-        check_loss(loss, jax.tree.map(lambda x: x[0], path)),
+        check_curvature(loss, jax.tree.map(lambda x: x[0], path)),
         path,
         key,
         jnp.asarray(0.0 if threshold is None else threshold),
