@@ -22,6 +22,7 @@ from pfcore.curvature.products import (
     Hessian,
     Part,
     flat_product,
+    has_gradient,
     is_positive_semidefinite,
     of_batch,
     of_part,
@@ -75,6 +76,7 @@ class OverBatches(Curvature):
         self._loss, self._batches, self._average = loss, batches, average
         self._progress = progress
         self.positive_semidefinite = is_positive_semidefinite(loss)
+        self.has_gradient = has_gradient(loss)
 
     def _each(self) -> Iterator[tuple[Batch, jax.Array, float]]:
         """Batches with their numbers, and their weights in the sum."""
@@ -221,6 +223,7 @@ class Watched(Curvature):
             )
         self._loss, self._progress = loss, progress
         self.positive_semidefinite = is_positive_semidefinite(loss)
+        self.has_gradient = has_gradient(loss)
 
     def __call__(self, params: Params) -> jax.Array:
         """The loss."""

@@ -23,6 +23,7 @@ from pfcore.curvature.products import (
     Part,
     Product,
     flat_product,
+    has_gradient,
     is_positive_semidefinite,
     linearized_function,
     linearized_hvp,
@@ -51,12 +52,14 @@ class Factored(Curvature):
         check: Callable[[Any], None],
         loss: Callable[..., jax.Array] | None,
         positive_semidefinite: bool,
+        has_gradient: bool,
         batch: tuple[Any, ...] = (),
         index: Any = 0,
     ) -> None:
         self._name, self._predict, self._at_outputs = name, predict, at_outputs
         self._check, self._loss, self._batch, self._index = check, loss, batch, index
         self.positive_semidefinite = positive_semidefinite
+        self.has_gradient = has_gradient
 
     def __repr__(self) -> str:
         return f"{self._name}({self._predict!r})"
@@ -69,6 +72,7 @@ class Factored(Curvature):
             "check": self._check,
             "loss": self._loss,
             "positive_semidefinite": self.positive_semidefinite,
+            "has_gradient": self.has_gradient,
             "batch": self._batch,
             "index": self._index,
         }
@@ -180,7 +184,13 @@ def gauss_newton(
         return linearized_hvp(lambda y: loss_of_outputs(y, *batch), outputs)
 
     return Factored(
-        "gauss_newton", predict, at_outputs, lambda shapes: None, loss_of_outputs, bool(convex)
+        "gauss_newton",
+        predict,
+        at_outputs,
+        lambda shapes: None,
+        loss_of_outputs,
+        bool(convex),
+        True,
     )
 
 
@@ -319,7 +329,7 @@ def fisher(
         own = None if key is None else jax.random.fold_in(key, index)
         return None, of(outputs, own, samples)
 
-    return Factored("fisher", predict, at_outputs, check, None, True)
+    return Factored("fisher", predict, at_outputs, check, None, True, False)
 
 
 def empirical_fisher(loss_per_sample: Callable[..., jax.Array]) -> Curvature:
@@ -366,7 +376,7 @@ def empirical_fisher(loss_per_sample: Callable[..., jax.Array]) -> Curvature:
         weight = 1.0 / losses.size
         return jnp.full_like(losses, weight), lambda u: weight * u
 
-    return Factored("empirical_fisher", loss_per_sample, at_outputs, check, None, True)
+    return Factored("empirical_fisher", loss_per_sample, at_outputs, check, None, True, True)
 
 
 # ---- preconditioned
@@ -380,6 +390,7 @@ class Preconditioned(Curvature):
             raise TypeError(f"loss must be a function of params or a Curvature, got {loss!r}")
         self._loss, self._scale = loss, scale
         self.positive_semidefinite = is_positive_semidefinite(loss)
+        self.has_gradient = has_gradient(loss)
         self.hosted = getattr(loss, "hosted", False)
 
     def __repr__(self) -> str:

@@ -47,10 +47,12 @@ class Curvature:
     Attributes:
       positive_semidefinite: whether no eigenvalue is negative. Functions of the matrix are then
         asked for at eigenvalues of at least zero only, whatever rounding has done to them.
+      has_gradient: whether it belongs to a loss, whose gradient comes with it.
     """
 
     positive_semidefinite: bool = False
-    hosted: bool = False
+    has_gradient: bool = False
+    hosted: bool = False  # whether Python drives the products
 
     def check_at(self, params: Params) -> Params:
         """Checked `params`, if the curvature can be evaluated there."""
@@ -287,6 +289,10 @@ def of_part(loss: Any, part: Part) -> Any:
     return lambda params: loss(part.fill(params))
 
 
+def has_gradient(loss: Any) -> bool:
+    return not isinstance(loss, Curvature) or loss.has_gradient
+
+
 def is_positive_semidefinite(loss: Any) -> bool:
     """Whether a loss or a curvature says that its matrix has no negative eigenvalue."""
     return isinstance(loss, Curvature) and loss.positive_semidefinite
@@ -391,9 +397,9 @@ class Traced:
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles a function of (Hessian, params, …) so that it can be called with (loss, params, …).
 
-    In place of the loss there may be a `Curvature`. Losses that compute the same on other data share
-    a program (see `pfcore._programs`). Under a transformation, or within a compiled function, it
-    becomes a part of that.
+    In place of the loss there may be a `Curvature`. Losses that compute the same on other data
+    share a program (see `pfcore._programs`). Under a transformation, or within a compiled function,
+    it becomes a part of that.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,247 @@
+r"""Traces of functions, $\operatorname{tr} f(H)$: the log-determinant, the effective dimension.
+
+By stochastic Lanczos quadrature, as the spectral density is: for each probe $n\,e_1^\top f(T)e_1$,
+with three sources of error added up: the spread over probes, what the last quarter of the products
+has changed, and what the rounding of the products may change.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from pfcore._checks import ScalarLike, check_count, check_curvature, check_positive
+from pfcore._trees import Params, num_entries
+from pfcore.curvature.density import spread
+from pfcore.curvature.estimators import Estimate
+from pfcore.curvature.krylov import (
+    eigh,
+    is_nonnegative,
+    is_symmetric,
+    krylov_space,
+    lag,
+    on_domain,
+    rounding,
+)
+from pfcore.curvature.products import LossOrCurvature, compiled
+
+Function = Callable[..., jax.Array]
+
+
+def _log(values: jax.Array, damping: jax.Array) -> jax.Array:
+    # Below zero the logarithm would be NaN, which JAX may be asked to stop at.
+    shifted = values + damping
+    return jnp.where(shifted >= 0, jnp.log(jnp.maximum(shifted, 0)), jnp.nan)
+
+
+def _share(values: jax.Array, damping: jax.Array) -> jax.Array:
+    shifted = values + damping
+    return jnp.where(shifted > 0, values / jnp.where(shifted > 0, shifted, 1), jnp.nan)
+
+
+@compiled("function", "num_probes", "depth", "batch_size")
+def _trace_of(hessian, params, function, key, damping, *, num_probes, depth, batch_size):
+    _, product, flat, _ = hessian.at(params)
+    nonnegative = hessian.positive_semidefinite
+    options = () if damping is None else (damping.astype(flat.dtype),)
+    of = on_domain(lambda values: function(values, *options), nonnegative)
+
+    def quadrature(projected: jax.Array, size: jax.Array) -> tuple[jax.Array, ...]:
+        """Of the leading rows: Σ w f(θ), and the nodes and weights themselves."""
+        inside = jnp.arange(depth, dtype=jnp.int32) < size
+        # Other rows get the first diagonal entry: a value at which f is asked for anyway.
+        padding = jnp.diag(jnp.where(inside, 0, projected[0, 0]))
+        nodes, vectors = eigh(jnp.where(inside[:, None] & inside, projected, 0) + padding)
+        weights = vectors[0] ** 2
+        total = jnp.sum(jnp.where(weights > 0, weights * of(nodes), 0))
+        return total, nodes, weights
+
+    def probe(key: jax.Array):
+        vector = jax.random.normal(key, flat.shape, flat.dtype)
+        space = krylov_space(product, vector, depth)
+        size = jnp.sum(jnp.any(space.basis != 0, axis=1), dtype=jnp.int32)
+        value, nodes, weights = quadrature(space.projected, size)
+        reach = jnp.max(jnp.abs(nodes))
+        # An exhausted space holds the answer, and so does the whole one.
+        shorter, _, _ = quadrature(space.projected, jnp.maximum(size - lag(size), 1))
+        cut = jnp.where((size < depth) | (size == flat.size), 0, jnp.abs(value - shorter))
+        lost = rounding(reach) + space.asymmetry
+        here = of(nodes)
+        moves = [jnp.abs(of(nodes + s * lost) - here) for s in (-1.0, 1.0)]
+        change = jnp.fmax(*moves)  # one side may leave the domain of f
+        change = jnp.where(weights > 0, weights * change, 0)
+        known = is_symmetric(space.asymmetry, reach)
+        if nonnegative:
+            known &= is_nonnegative(jnp.min(nodes), space.asymmetry, reach)
+        return value, cut, jnp.sum(change) + rounding(jnp.abs(value)), known
+
+    keys = jax.random.split(key, num_probes)
+    values, cuts, changes, known = jax.lax.map(probe, keys, batch_size=batch_size)
+    n = flat.size
+    mean = n * jnp.mean(values)
+    error = n * jnp.hypot(spread(values), jnp.mean(cuts) + jnp.mean(changes))
+    known = jnp.all(known) & jnp.isfinite(mean)
+    return Estimate(jnp.where(known, mean, jnp.nan), jnp.where(known, error, jnp.nan))
+
+
+def _checked(
+    loss: Any,
+    params: Params,
+    function: Function,
+    key: PRNGKeyArray,
+    damping: jax.Array | None,
+    num_probes: int,
+    depth: int,
+    batch_size: int | None,
+) -> Estimate:
+    params = check_curvature(loss, params)
+    return _trace_of(
+        loss,
+        params,
+        function,
+        key,
+        damping,
+        num_probes=check_count("num_probes", num_probes, minimum=1),
+        depth=min(check_count("depth", depth, minimum=1), num_entries(params)),
+        batch_size=None if batch_size is None else check_count("batch_size", batch_size, minimum=1),
+    )
+
+
+def trace_function(
+    function: Callable[[jax.Array], jax.Array],
+    loss: LossOrCurvature,
+    params: Params,
+    *,
+    key: PRNGKeyArray,
+    num_probes: int = 10,
+    depth: int = 30,
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""$\operatorname{tr} f(H) = \sum_i f(\lambda_i)$, with its standard error.
+
+    Args:
+      function: $f$, elementwise on an array of eigenvalues, with real values. For a positive
+        semidefinite `Curvature` it is asked for at eigenvalues of at least 0 only.
+      loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
+      params: any pytree of floating-point arrays, $n$ numbers in all.
+      key: for the probes, `jax.random.key(seed)`.
+      num_probes: independent normal vectors, at least 1 (2 for an error).
+      depth: products for each probe, clipped to n.
+      batch_size: probes that share one pass of products; by default one at a time.
+
+    Returns:
+      `Estimate(mean, standard_error)`, scalars. The error adds what the last quarter of the
+      products changes and what rounding may change to the spread over the probes. NaN where f is
+      not finite at an eigenvalue, or the products were not those of a symmetric matrix, or showed
+      a negative eigenvalue of a curvature that says it has none.
+
+    Raises:
+      ValueError: a count below 1, or the loss is not a finite scalar at `params`.
+      TypeError: a count is not an integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 4.0, 9.0]) * x**2)
+      >>> roots = pfcore.curvature.trace_function(
+      ...     jnp.sqrt, loss, jnp.ones(3), key=jax.random.key(0), num_probes=1000)
+      >>> bool(abs(roots.mean - 6.0) < 3 * roots.standard_error)
+      True
+
+    References:
+      Ubaru, Chen, Saad, *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*, SIAM J.
+      Matrix Anal. Appl. 38 (2017).
+    """
+    return _checked(loss, params, function, key, None, num_probes, depth, batch_size)
+
+
+def log_determinant(
+    loss: LossOrCurvature,
+    params: Params,
+    *,
+    damping: ScalarLike,
+    key: PRNGKeyArray,
+    num_probes: int = 10,
+    depth: int = 30,
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""$\log\det(H + \delta I) = \sum_i \log(\lambda_i + \delta)$, with its standard error.
+
+    Half of it is what Laplace's approximation of an evidence needs, with the prior's precision
+    $\delta$.
+
+    Args:
+      loss: $E$, from `params` to a real scalar, or a `Curvature`: the Gauss-Newton or Fisher matrix
+        has no negative eigenvalue, which a Hessian may.
+      params: any pytree of floating-point arrays, $n$ numbers in all.
+      damping: $\delta > 0$. Below the rounding of the products, some roundings of $\|H\|$, the
+        small eigenvalues are not known, and the error says so.
+      key, num_probes, depth, batch_size: as for `trace_function`.
+
+    Returns:
+      `Estimate(mean, standard_error)`; NaN where an eigenvalue below $-\delta$ was found.
+
+    Raises:
+      ValueError: `damping` is not positive; otherwise as for `trace_function`.
+      TypeError: a count is not an integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 1.5 * jnp.sum(x**2)
+      >>> found = pfcore.curvature.log_determinant(
+      ...     loss, jnp.ones(4), damping=1.0, key=jax.random.key(0))
+      >>> round(float(found.mean), 4)  # 4 log(3 + 1)
+      5.5452
+
+    References:
+      MacKay, *A practical Bayesian framework for backpropagation networks*, Neural Computation 4
+      (1992); for the method, see `trace_function`.
+    """
+    damping = check_positive("damping", damping)
+    return _checked(loss, params, _log, key, damping, num_probes, depth, batch_size)
+
+
+def effective_dimension(
+    loss: LossOrCurvature,
+    params: Params,
+    *,
+    damping: ScalarLike,
+    key: PRNGKeyArray,
+    num_probes: int = 10,
+    depth: int = 30,
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""$\operatorname{tr} H(H + \delta I)^{-1} = \sum_i \lambda_i/(\lambda_i + \delta)$.
+
+    How many directions of the parameters the data determine more than a prior of precision
+    $\delta$ does, with its standard error.
+
+    Args:
+      loss: $E$, from `params` to a real scalar, or a `Curvature`: the Gauss-Newton or Fisher matrix
+        has no negative eigenvalue, for which alone the sum counts directions.
+      params: any pytree of floating-point arrays, $n$ numbers in all.
+      damping: $\delta > 0$.
+      key, num_probes, depth, batch_size: as for `trace_function`.
+
+    Returns:
+      `Estimate(mean, standard_error)`; NaN where an eigenvalue of at most $-\delta$ was found.
+
+    Raises:
+      ValueError: `damping` is not positive; otherwise as for `trace_function`.
+      TypeError: a count is not an integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pfcore
+      >>> loss = lambda x: 1.5 * jnp.sum(x**2)
+      >>> found = pfcore.curvature.effective_dimension(
+      ...     loss, jnp.ones(4), damping=1.0, key=jax.random.key(0))
+      >>> round(float(found.mean), 4)  # 4 · 3 / (3 + 1)
+      3.0
+
+    References:
+      MacKay, Neural Computation 4 (1992), section 4; Maddox, Benton, Wilson, *Rethinking parameter
+      counting* (arXiv 2003.02139).
+    """
+    damping = check_positive("damping", damping)
+    return _checked(loss, params, _share, key, damping, num_probes, depth, batch_size)
