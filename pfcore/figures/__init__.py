@@ -3,6 +3,9 @@
 A notebook that calls `use_style` stores with each figure the numbers that it shows, as CSV, and
 where they came from. `contents` takes both out of the picture, `redraw` draws it again from the CSV
 alone, in light or in dark, and `save` writes it as SVG, PDF or PNG.
+
+`plot_density`, `plot_eigenvalues` and `plot_trajectory` draw results of this package on any axes,
+in whatever style is set.
 """
 
 from pfcore._extras import optional
@@ -21,6 +24,7 @@ with optional():
         redraw,
         save,
     )
+    from pfcore.figures.plots import plot_density, plot_eigenvalues, plot_trajectory
     from pfcore.figures.style import (
         COLORS,
         LABELS,
@@ -68,6 +72,9 @@ __all__ = [
     "key",
     "label",
     "picture",
+    "plot_density",
+    "plot_eigenvalues",
+    "plot_trajectory",
     "png",
     "redraw",
     "save",

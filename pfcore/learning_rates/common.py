@@ -1,5 +1,6 @@
 """What the learning rates share: what they need, how they are bounded and applied."""
 
+import functools
 import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_vector
 from pfcore._trees import Params, check_params, in_single, norm, real_dtype
-from pfcore.curvature.products import gradient_and_hvp
+from pfcore.curvature.products import Curvature, Flat, Part, flat_product, gradient_and_hvp
 
 AxisName = Hashable | tuple[Hashable, ...] | None
 Measured = TypeVar("Measured")
@@ -29,12 +30,14 @@ class Point(NamedTuple):
     All numbers have at least single precision.
     """
 
-    loss: Loss
+    loss: Any  # or a `Curvature`, where a rate takes one
     params: Params
     updates: Params
 
 
-def required(name: str, loss_fn: Loss | None, params: Params | None) -> tuple[Loss, Params]:
+def required(
+    name: str, loss_fn: Any, params: Params | None, *, curvature: bool = False
+) -> tuple[Any, Params]:
     """The loss and the parameters, or what to do about their absence."""
     if loss_fn is None or params is None:
         missing = "loss_fn" if loss_fn is None else "params"
@@ -42,7 +45,7 @@ def required(name: str, loss_fn: Loss | None, params: Params | None) -> tuple[Lo
             f"{name} needs the parameters and the loss: call "
             f"tx.update(grads, state, params, loss_fn=loss); {missing} is missing"
         )
-    if not callable(loss_fn):
+    if not callable(loss_fn) and not (curvature and isinstance(loss_fn, Curvature)):
         raise TypeError(f"loss_fn must be a function of params, got {loss_fn!r}")
     return loss_fn, params
 
@@ -111,9 +114,20 @@ def _in_single(name: str, loss: Loss) -> Loss:
     return evaluate
 
 
-def _of_trained(loss: Loss, whole: Params) -> Loss:
+def _of_trained(loss: Any, masked: Params, whole: Params) -> Any:
     """A loss of the parameters that are not masked, the others as they are in `whole`."""
-    return lambda params: loss(_filled(params, whole))
+
+    def fill(params: Params) -> Params:
+        return _filled(params, whole)
+
+    def take(vector: Params) -> Params:
+        return jax.tree.map(
+            lambda p, v: p if is_masked(p) else v, masked, vector, is_leaf=is_masked
+        )
+
+    if isinstance(loss, Curvature):
+        return loss.restricted(Part(whole, fill, take))
+    return lambda params: loss(fill(params))
 
 
 def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
@@ -140,13 +154,27 @@ def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
     return tuple(axes)
 
 
-def _averaged(loss: Loss, axis_name: AxisName) -> Loss:
+class _MeanCurvature(Curvature):
+    """The mean over replicas of a curvature."""
+
+    def __init__(self, curvature: Curvature, axis_name: AxisName) -> None:
+        self._curvature, self._axis_name = curvature, axis_name
+
+    def at(self, params: Params) -> Flat:
+        g, product, flat, unravel = flat_product(self._curvature, params)
+        mean = functools.partial(jax.lax.pmean, axis_name=self._axis_name)
+        return Flat(None if g is None else mean(g), lambda v: mean(product(v)), flat, unravel)
+
+
+def _averaged(loss: Any, axis_name: AxisName) -> Any:
     """The mean loss over replicas, with the derivatives of the mean.
 
     Under pmap the derivative of a mean over replicas is that of this replica's own share, since
     JAX takes the parameters of the others for other parameters. The mean over parameters, which
     changes none of them, has for its transpose the mean over gradients.
     """
+    if isinstance(loss, Curvature):
+        return _MeanCurvature(loss, axis_name)
     return lambda params: jax.lax.pmean(loss(jax.lax.pmean(params, axis_name)), axis_name)
 
 
@@ -159,12 +187,13 @@ def point(
     updates: Params,
     params: Params | None,
     *,
-    loss_fn: Loss | None,
+    loss_fn: Any,
     full_params: Params | None,
     axis_name: AxisName,
+    curvature: bool = False,
 ) -> Point:
     """Where `update` measures its rate, or what is wrong with its arguments."""
-    user_loss, params = required(name, loss_fn, params)
+    user_loss, params = required(name, loss_fn, params, curvature=curvature)
     whole = _whole(name, params, full_params) if _masks(params) else params
     visible = params
     if _masks(updates) and not _masks(params):
@@ -179,12 +208,15 @@ def point(
     # The user's own function where nothing stands between: what is compiled for it is found again.
     loss = user_loss
     short = any(x.dtype != y.dtype for x, y in _pairs(single, checked))
-    if short:
+    known = isinstance(loss, Curvature)
+    if short and not known:
         loss = _in_single(name, loss)
     if _masks(single):
-        loss = _of_trained(loss, in_single(jax.tree.map(jnp.asarray, whole)) if short else whole)
+        whole = in_single(jax.tree.map(jnp.asarray, whole)) if short else whole
+        loss = _of_trained(loss, single, whole)
     if axis_name is None:
-        axis_name = _combined_axes(loss, single) if is_traced(single, direction) else ()
+        combined = is_traced(single, direction) and not known
+        axis_name = _combined_axes(loss, single) if combined else ()
     if axis_name != ():
         loss = _averaged(loss, axis_name)
     return Point(loss, single, direction)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcore._checks import Loss, ScalarLike, check_positive
+from pfcore._checks import ScalarLike, check_positive
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.eigenpairs import find_eigenpairs
-from pfcore.learning_rates._dal import descending
+from pfcore.curvature.products import LossOrCurvature
 from pfcore.learning_rates.common import (
     AxisName,
     bounded,
@@ -65,6 +65,10 @@ def scale_by_sharpness(
     sharper is seen as it does, and not when the old one is lost. Where $\lambda_0 \le 0$, h is
     $h_\text{max}$; where it is not finite, h is 0, the update is zero, and the next update searches
     anew. On momentum, and on parameters of 16 bits, see `scale_by_dal`.
+
+    `loss_fn` may also be a `pfcore.curvature.Curvature`, whose largest eigenvalue is then
+    $\lambda_0$: the Gauss-Newton matrix, or the Hessian in the coordinates of an adaptive optimiser
+    that comes before. Replicas combine it only where `axis_name` says so.
 
     Args:
       scale: $\sigma > 0$; 2 is the edge of stability.
@@ -121,7 +125,7 @@ def scale_by_sharpness(
         state: ScaleBySharpnessState,
         params: Params | None = None,
         *,
-        loss_fn: Loss | None = None,
+        loss_fn: LossOrCurvature | None = None,
         full_params: Params | None = None,
         **extra: Any,
     ) -> tuple[Params, ScaleBySharpnessState]:
@@ -135,6 +139,7 @@ def scale_by_sharpness(
             loss_fn=loss_fn,
             full_params=full_params,
             axis_name=axis_name,
+            curvature=True,
         )
         dtype = state.curvature.dtype
 
