@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pfcore import _programs
 from pfcore._checks import (
-    Loss,
     ScalarLike,
     check_count,
     check_curvature,
@@ -64,9 +63,13 @@ def _along(at: Flat, update: jax.Array) -> DirectionalSharpness:
     if at.gradient is None:
         critical = jnp.full_like(value, jnp.nan)
     else:
-        slope = -jnp.vdot(at.gradient, direction)
+        # Lengths and directions apart, and no quotient of a quotient, of which XLA would divide by
+        # the product: they leave the range of the precision with the unit of the loss.
+        steepest = norm(at.gradient).astype(size.dtype)
+        cosine = -jnp.vdot(normalised(at.gradient, steepest, steepest > 0), direction)
         positive = value > 0
-        critical = 2 * slope / jnp.where(positive, value, 1) / jnp.where(size > 0, size, 1)
+        bend = 2 * cosine / jnp.where(positive, value, 1)
+        critical = (steepest / jnp.where(size > 0, size, 1)) * bend
         critical = jnp.where(positive, critical, jnp.inf)
     return DirectionalSharpness(value, lost, jnp.where(size > 0, critical, jnp.nan))
 
@@ -237,7 +240,7 @@ def _compiled_search(program, params, update, start, tolerance, *, most):
 
 
 def critical_learning_rate(
-    loss: Loss,
+    loss: Any,
     params: Params,
     update: Params,
     *,
@@ -318,7 +321,8 @@ class MinibatchSharpness(NamedTuple):
 
     Attributes:
       mean: of $g_B^\top H_B\,g_B / g_B^\top g_B$ over the batches.
-      standard_error: of the mean; NaN for a single batch.
+      standard_error: of the mean, and what the rounding of the products adds; NaN for a single
+        batch.
       standard_deviation: over the batches; NaN for a single batch.
       ratio: $\sum_B g_B^\top H_B\,g_B / \sum_B g_B^\top g_B$, in which batches with large gradients
         count more.
@@ -335,28 +339,29 @@ class MinibatchSharpness(NamedTuple):
 
 
 @jax.jit
-def _summary(values: Float[Array, " b"], squares: Float[Array, " b"]) -> MinibatchSharpness:
-    count = len(values)
+def _summary(
+    values: Float[Array, " b"], squares: Float[Array, " b"], lost: Float[Array, " b"]
+) -> MinibatchSharpness:
+    count, lost = len(values), jnp.mean(lost)
     error = spread(values)
-    weights = squares / jnp.max(squares)
-    share = weights / jnp.mean(weights)
+    share = squares / jnp.mean(squares)
     ratio = jnp.mean(share * values)
     # A ratio of means has, to first order, the error of the mean of share · (value − ratio).
     ratio_error = spread(share * (values - ratio))
     return MinibatchSharpness(
         mean=jnp.mean(values),
-        standard_error=error,
+        standard_error=jnp.hypot(error, lost),
         standard_deviation=count**0.5 * error,
         ratio=ratio,
-        ratio_error=ratio_error,
+        ratio_error=jnp.hypot(ratio_error, lost),
         values=values,
     )
 
 
 def minibatch_sharpness(
-    loss: Callable[[Params, Any], jax.Array] | Curvature,
+    loss: Any,
     params: Params,
-    batches: Iterable[Any],
+    batches: Any,
 ) -> MinibatchSharpness:
     r"""Curvature of each mini-batch's loss along its own gradient, and the mean over mini-batches.
 
@@ -404,15 +409,16 @@ def minibatch_sharpness(
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
     params = check_params(params)
 
-    def measured(params: Params, batch: Any, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def measured(params: Params, batch: Any, index: jax.Array) -> tuple[jax.Array, ...]:
         at = flat_product(of_batch(loss, batch, index), params)
-        return _along(at, at.gradient).value, jnp.linalg.norm(at.gradient)
+        found = _along(at, at.gradient)
+        return found.value, norm(at.gradient).astype(found.value.dtype), found.rounding
 
-    values, sizes = [], []
+    rows = []
     for number, each in enumerate(batches):
         given = (params, jax.tree.map(jnp.asarray, each), jnp.uint32(number))
         if _programs.is_traced(given):
-            value, size = measured(*given)
+            rows.append(measured(*given))
         else:
             program = _programs.remembered(
                 "minibatch sharpness",
@@ -420,11 +426,9 @@ def minibatch_sharpness(
                 given,
                 functools.partial(_programs.trace, measured, *given),
             )
-            value, size = _programs.run(program, *given)
-        values.append(value)
-        sizes.append(size)
-    if not values:
+            rows.append(_programs.run(program, *given))
+    if not rows:
         raise ValueError("there are no batches: the iterable is empty, or was gone through")
-    sizes = jnp.stack(sizes)
+    values, sizes, lost = (jnp.stack(column) for column in zip(*rows, strict=True))
     largest = jnp.max(sizes)
-    return _summary(jnp.stack(values), (sizes / jnp.where(largest > 0, largest, 1)) ** 2)
+    return _summary(values, (sizes / jnp.where(largest > 0, largest, 1)) ** 2, lost)

@@ -166,7 +166,7 @@ def _added(total: Any, part: Any) -> Any:
 
 
 def over_batches(
-    loss: BatchLoss | Curvature, batches: Any, *, average: bool = True, progress: Watch = False
+    loss: Any, batches: Any, *, average: bool = True, progress: Watch = False
 ) -> OverBatches:
     r"""The loss or curvature of data that do not fit into memory, for every routine.
 
@@ -254,7 +254,7 @@ class Watched(Curvature):
 
 
 @jax.jit
-def _prepared(hessian: Hessian, params: Params) -> tuple[jax.Array, Any]:
+def _prepared(hessian: Hessian, params: Params) -> tuple[jax.Array | None, Any]:
     return hessian.forward(params)
 
 

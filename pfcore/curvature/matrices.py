@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from pfcore import _programs
@@ -78,7 +79,7 @@ class Factored(Curvature):
         }
         return Factored(**(kept | changes))
 
-    def bound(self, batch: Any, index: jax.Array) -> "Factored":
+    def bound(self, batch: Any, index: Any) -> "Factored":
         return self._with(batch=(batch,), index=index)
 
     def restricted(self, part: Part) -> "Factored":
@@ -133,8 +134,8 @@ class Factored(Curvature):
 
 
 def gauss_newton(
-    predict: Callable[..., Outputs],
-    loss_of_outputs: Callable[..., jax.Array],
+    predict: Any,
+    loss_of_outputs: Any,
     *,
     convex: bool = True,
 ) -> Curvature:
@@ -249,7 +250,7 @@ def _gaussian(outputs: jax.Array, key: jax.Array | None, samples: int | None) ->
 
 
 def fisher(
-    predict: Callable[..., jax.Array],
+    predict: Any,
     kind: str,
     *,
     samples: int | None = None,
@@ -332,7 +333,7 @@ def fisher(
     return Factored("fisher", predict, at_outputs, check, None, True, False)
 
 
-def empirical_fisher(loss_per_sample: Callable[..., jax.Array]) -> Curvature:
+def empirical_fisher(loss_per_sample: Any) -> Curvature:
     r"""The empirical Fisher, the mean of outer products of the samples' gradients.
 
     $$\frac1N \sum_i \nabla\ell_i\,\nabla\ell_i^\top,$$
@@ -409,13 +410,15 @@ class Preconditioned(Curvature):
 
     def check_at(self, params: Params) -> Params:
         params = check_curvature(self._loss, params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._full_scale(params)):
-            if not isinstance(leaf, jax.core.Tracer) and not bool(
-                jnp.all(jnp.isfinite(leaf) & (leaf >= 0))
-            ):
+        self._full_scale(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._scale):
+            if isinstance(leaf, jax.core.Tracer):
+                continue
+            values = np.asarray(leaf, float)  # by NumPy, also within compiled functions
+            if not np.all(np.isfinite(values) & (values >= 0)):
                 raise ValueError(
                     f"scale{jax.tree_util.keystr(path)} must be finite and not negative, got "
-                    f"values from {float(leaf.min())} to {float(leaf.max())}"
+                    f"values from {values.min()} to {values.max()}"
                 )
         return params
 
@@ -425,7 +428,7 @@ class Preconditioned(Curvature):
         scaled = None if g is None else s * g
         return Flat(scaled, lambda vector: s * product(s * vector), flat, unravel)
 
-    def bound(self, batch: Any, index: jax.Array) -> "Preconditioned":
+    def bound(self, batch: Any, index: Any) -> "Preconditioned":
         return Preconditioned(of_batch(self._loss, batch, index), self._scale)
 
     def restricted(self, part: Part) -> "Preconditioned":
@@ -486,7 +489,7 @@ class Symmetric(Curvature):
     def __repr__(self) -> str:
         return f"symmetric({self._matvec!r})"
 
-    def bound(self, batch: Any, index: jax.Array) -> "Symmetric":
+    def bound(self, batch: Any, index: Any) -> "Symmetric":
         return Symmetric(self._matvec, self.positive_semidefinite, (batch,))
 
     def restricted(self, part: Part) -> "Symmetric":
@@ -523,7 +526,7 @@ class Symmetric(Curvature):
         return Flat(None, product, flat, unravel)
 
 
-def symmetric(matvec: Callable[..., Params], *, positive_semidefinite: bool = False) -> Curvature:
+def symmetric(matvec: Any, *, positive_semidefinite: bool = False) -> Curvature:
     r"""A symmetric matrix of your own, known by its products.
 
     Args:

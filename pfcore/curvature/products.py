@@ -62,7 +62,7 @@ class Curvature:
         """Gradient and product in flat coordinates."""
         raise NotImplementedError
 
-    def bound(self, batch: Any, index: jax.Array) -> "Curvature":
+    def bound(self, batch: Any, index: Any) -> "Curvature":
         """The curvature of one batch, where its functions take a batch beside the parameters."""
         raise NotImplementedError
 
@@ -275,7 +275,7 @@ def flat_product(loss: Any, params: Params) -> Flat:
     return Flat(g, product, flat, unravel)
 
 
-def of_batch(loss: Any, batch: Any, index: jax.Array) -> Any:
+def of_batch(loss: Any, batch: Any, index: Any) -> Any:
     """A loss or a curvature of one batch, the `index`-th."""
     if isinstance(loss, Curvature):
         return loss.bound(batch, index)

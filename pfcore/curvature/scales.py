@@ -30,7 +30,7 @@ class _Rule(NamedTuple):
 
 def _corrected(nu: jax.Array, decay: Any, count: Any) -> jax.Array:
     """Moments without their bias towards the zeros from which they started; NaN before a step."""
-    kept = 1 - jnp.asarray(decay, jnp.float32) ** count
+    kept = 1 - jnp.asarray(decay, jnp.float32) ** jnp.asarray(count, jnp.float32)
     return nu / kept.astype(nu.dtype)
 
 
@@ -140,12 +140,12 @@ def optimizer_scale(
     Example:
       >>> import jax, jax.numpy as jnp, optax, pfcore
       >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([100.0, 1.0]) * x**2)
-      >>> x, optimizer = jnp.ones(2), optax.adam(0.01)
+      >>> x, optimizer = jnp.ones(2), optax.rmsprop(0.01)
       >>> _, state = optimizer.update(jax.grad(loss)(x), optimizer.init(x))
-      >>> scale = pfcore.curvature.optimizer_scale(state)  # 1/√|g| after one step
+      >>> scale = pfcore.curvature.optimizer_scale(state)  # (0.1 g²)^(-1/4) after one step
       >>> H = pfcore.curvature.preconditioned(loss, scale)
       >>> [round(float(value), 4) for value in pfcore.curvature.spectrum(H, x)]
-      [1.0, 1.0]
+      [3.1623, 3.1623]
     """
     given = {
         "b2": b2,
@@ -159,8 +159,9 @@ def optimizer_scale(
     found = [(node, injected) for node, injected in nodes if type(node).__name__ in RULES]
     if not found:
         names = dict.fromkeys(type(node).__name__ for node, _ in nodes if hasattr(node, "_fields"))
+        there = ", ".join(names) or repr(state)
         raise ValueError(
-            f"there is no state of Adam, RMSProp or AdaGrad, only {', '.join(names) or state!r}; "
+            f"there is no state of Adam, RMSProp or AdaGrad, only {there}; "
             "pass the state of an optimiser such as optax.adam, or the scale itself to "
             "preconditioned"
         )

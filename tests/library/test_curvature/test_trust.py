@@ -314,6 +314,10 @@ def diagonal_loss(x):
     return jnp.sum(EXACT * x**2) / 2
 
 
+def isotropic_loss(x):
+    return 1.5 * jnp.sum(x**2)
+
+
 def tracked():
     along = curvature.tracker(diagonal_loss, 2)
     return along.update(AT, along.init(AT, KEY)).pairs
@@ -347,6 +351,42 @@ SAYS = {
         EXACT,
         entries.standard_error,
     ),
+    "trace_function": lambda: (
+        (total := curvature.trace_function(jnp.sqrt, isotropic_loss, AT, key=KEY)).mean,
+        4 * np.sqrt(3),
+        total.standard_error,
+    ),
+    "log_determinant": lambda: (
+        (log := curvature.log_determinant(isotropic_loss, AT, damping=1, key=KEY)).mean,
+        4 * np.log(4),
+        log.standard_error,
+    ),
+    "effective_dimension": lambda: (
+        (share := curvature.effective_dimension(isotropic_loss, AT, damping=1, key=KEY)).mean,
+        3,
+        share.standard_error,
+    ),
+    "directional_sharpness": lambda: (
+        (along := curvature.directional_sharpness(diagonal_loss, AT)).value,
+        np.sum(np.float64(EXACT) ** 3) / np.sum(np.float64(EXACT) ** 2),
+        along.rounding,
+    ),
+    "critical_learning_rate": lambda: (
+        (
+            rate := curvature.critical_learning_rate(isotropic_loss, AT, -3 * AT, tolerance=1e-4)
+        ).value,
+        2 / 3,
+        (rate.upper - rate.lower) / 2,
+    ),
+    "minibatch_sharpness": lambda: (
+        (
+            batches := curvature.minibatch_sharpness(
+                lambda x, scale: jnp.mean(scale) * isotropic_loss(x), AT, [jnp.ones(2)] * 2
+            )
+        ).mean,
+        3,
+        batches.standard_error,
+    ),
     "function_product": lambda: (
         (root := curvature.function_product(jnp.sqrt, diagonal_loss, AT, AT)).value,
         0.3 * np.sqrt(EXACT),
@@ -362,6 +402,12 @@ ARRAYS = {
     "linearized_hvp": "linearised once",
     "subset": "the block of the full Hessian",
     "over_batches": "up to rounding",
+    "gauss_newton": "without its second",
+    "fisher": "the spread over",
+    "empirical_fisher": "no approximation of the Hessian",
+    "preconditioned": "while P is held",
+    "optimizer_scale": "left out here",
+    "symmetric": "What is not symmetric gives NaN",
     "watched": "loss",
 }
 
