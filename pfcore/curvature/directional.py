@@ -160,7 +160,7 @@ class _Search(NamedTuple):
     rate: jax.Array  # to be tried next
     lower: jax.Array  # the longest that lowers the loss, 0 if none is known
     upper: jax.Array  # the shortest that raises it, infinite if none is known
-    count: jax.Array
+    evaluations: jax.Array
     equal: jax.Array  # how many of the last rates, in a row, did neither
     middle: jax.Array  # one in the bracket that did neither, 0 if there is none
     done: jax.Array
@@ -209,17 +209,17 @@ def _search(
         tried = (search.middle > 0) & (rate > search.middle)
         usable = (following > 0) & jnp.isfinite(following)
         done = is_narrow(lower, upper) | blind | tried | ~usable
-        return _Search(following, lower, upper, search.count + 1, equal, middle, done)
+        return _Search(following, lower, upper, search.evaluations + 1, equal, middle, done)
 
     zero = jnp.zeros((), dtype)
     found = jax.lax.while_loop(
-        lambda search: ~search.done & (search.count < most),
+        lambda search: ~search.done & (search.evaluations < most),
         step,
         _Search(
             rate=start,
             lower=zero,
             upper=jnp.full_like(zero, jnp.inf),
-            count=jnp.int32(1),
+            evaluations=jnp.int32(1),
             equal=jnp.int32(0),
             middle=zero,
             done=jnp.array(False),
@@ -230,7 +230,7 @@ def _search(
         upper=found.upper,
         found=(found.lower > 0) & jnp.isfinite(found.upper),
         converged=is_narrow(found.lower, found.upper),
-        num_evaluations=found.count,
+        num_evaluations=found.evaluations,
     )
 
 

@@ -130,8 +130,7 @@ class OverBatches(Curvature):
             def within(params: Params, batch: Batch) -> jax.Array:
                 return loss(part.fill(params), batch)
 
-        options = {"average": self._average, "progress": self._progress}
-        return OverBatches(within, self._batches, **options)
+        return OverBatches(within, self._batches, average=self._average, progress=self._progress)
 
     def at(self, params: Params) -> Flat:
         flat, unravel = ravel(in_single(params))

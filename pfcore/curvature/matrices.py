@@ -504,10 +504,10 @@ class Symmetric(Curvature):
 
     def check_at(self, params: Params) -> Params:
         image = jax.eval_shape(lambda p: self._matvec(p, p, *self._batch), in_single(params))
-        if jax.tree.structure(image) != jax.tree.structure(params) or any(
-            x.shape != p.shape
-            for x, p in zip(jax.tree.leaves(image), jax.tree.leaves(params), strict=True)
-        ):
+        shapes = [dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (image, params)]
+        if {path: x.shape for path, x in shapes[0].items()} != {
+            path: x.shape for path, x in shapes[1].items()
+        }:
             raise ValueError(
                 "matvec must return a vector of the structure and shapes of params, got "
                 f"{jax.tree.map(lambda x: x.shape, image)!r} for params of "

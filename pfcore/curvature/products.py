@@ -23,7 +23,7 @@ Product = Callable[[Any], Any]  # v -> H v
 class Flat(NamedTuple):
     """A loss or a curvature at its parameters, in flat coordinates."""
 
-    gradient: jax.Array | None  # of the loss; None where the curvature is that of none
+    gradient: Any  # of the loss, an array; None where the curvature is that of none
     product: Product
     params: jax.Array
     unravel: Callable[[jax.Array], Params]

@@ -88,7 +88,7 @@ def plot_density(
         num_points = min(max(500, int(4 * (extent / width + 8))), 20_000)
     num_points = check_count("num_points", num_points, minimum=2)
     grid = back(np.linspace(low - 4 * width, high + 4 * width, num_points))
-    options = {"scale": scale, "linear_threshold": threshold}
+    options: dict[str, Any] = {"scale": scale, "linear_threshold": threshold}
     values = np.asarray(density.evaluate(grid, width, **options))
     ax = _axes(ax)
     if symlog:
@@ -159,7 +159,12 @@ def plot_eigenvalues(
         doubtful = ~np.asarray(track.converged) & np.isfinite(values)
         if doubtful.any():
             where, which = np.nonzero(doubtful)
-            look = {"ls": "none", "marker": "x", "color": "black", "label": "not converged"}
+            look: dict[str, Any] = {
+                "ls": "none",
+                "marker": "x",
+                "color": "black",
+                "label": "not converged",
+            }
             artists += ax.plot(places[where], values[where, which], **look)
     if learning_rate is not None:
         rate = np.asarray(learning_rate, float)

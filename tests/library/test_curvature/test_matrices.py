@@ -228,8 +228,9 @@ def test_one_output_is_the_logit_of_the_second_of_two_classes():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", ["cross_entropy", "mse"])
-@pytest.mark.parametrize("outputs", [1, CLASSES])
+@pytest.mark.parametrize(
+    "kind, outputs", [("cross_entropy", CLASSES), ("cross_entropy", 1), ("mse", CLASSES)]
+)
 def test_monte_carlo_fisher_is_unbiased_and_its_variance_falls(kind, outputs):
     predict, x, _, _ = network("MLP")
     of = lambda x: predict(x)[:, :outputs]  # noqa: E731
@@ -345,8 +346,6 @@ def test_eigenvalues_of_every_curvature(name):
         name not in ("preconditioned Hessian", "symmetric")
     )
     same(curvature.spectrum(matrices[name], params), values)
-    pairs = curvature.top_eigenpairs(matrices[name], params, 2, key=KEY, tolerance=1e-9)
-    same(pairs.values, values[::-1][:2])
 
 
 @pytest.mark.usefixtures("x64")
