@@ -11,6 +11,7 @@ from pfcore._checks import ScalarLike, check_positive
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.eigenpairs import find_eigenpairs
 from pfcore.curvature.products import LossOrCurvature
+from pfcore.learning_rates._dal import descending
 from pfcore.learning_rates.common import (
     AxisName,
     bounded,

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from pfcore import curvature
 from pfcore.curvature.products import Hessian, Traced
-from tests.test_curvature.test_trust import answers, turned
+from tests.library.test_curvature.test_trust import answers, turned
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-TEXT = (Path(__file__).resolve().parent.parent / "book" / "coming_from.md").read_text("utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "book" / "coming_from.md").read_text("utf-8")
 SETUP, LAST = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 # Title of the section -> (what it is, our line) of each row of its table.
 ROWS = {
