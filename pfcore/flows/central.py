@@ -30,6 +30,9 @@ TRACKED = 1.5
 REACH = 0.05
 SEGMENTS = 5
 MISSED = 0.1
+# How far off 2/h, relative to it, a substep may leave a curvature: beyond, its linear problem had
+# nothing to do with the loss.
+ASTRAY = 0.5
 
 
 class CentralState(NamedTuple):
@@ -42,7 +45,8 @@ class CentralState(NamedTuple):
         columns of $U$ are `tracker.pairs.vectors`. Zero outside the critical directions.
       num_critical: how many directions are critical.
       residual: of the complementarity problems of the last step, the largest; see
-        `pfcore.flows.complementarity`.
+        `pfcore.flows.complementarity`. Or, where a substep left a curvature off what it should be
+        by more than half of $2/h$, how far off, relative to $2/h$.
     """
 
     params: Params
@@ -83,22 +87,30 @@ def _num_critical(
     return jnp.sum(beyond, dtype=jnp.int32)
 
 
-def _bends(
-    loss: Loss, params: Params, vectors: Float[Array, "k n"], count: jax.Array
-) -> tuple[Float[Array, "p"], Float[Array, "p n"]]:
-    r"""$u_i^\top H u_j$ and its gradient $G_{ij}$ for the pairs of the first `count` vectors.
-
-    As many third derivatives are computed as there are pairs: none for `count` = 0. Zeros for the
-    rest.
-    """
-    flat, unravel = ravel(params)
-    rows, columns, _ = _pairs(len(vectors))
+def _bend(loss: Loss, params: Params) -> Any:
+    r"""$u^\top H v$ as a function of flat parameters, $u$ and $v$, by forward mode alone."""
+    _, unravel = ravel(params)
 
     def bend(point: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
         def slope(point: jax.Array) -> jax.Array:
             return jax.jvp(lambda x: loss(unravel(x)), (point,), (u,))[1]
 
         return jax.jvp(slope, (point,), (v,))[1]
+
+    return bend
+
+
+def _bends(
+    loss: Loss, params: Params, vectors: Float[Array, "k n"], count: jax.Array
+) -> tuple[Float[Array, " p"], Float[Array, "p n"]]:
+    r"""$u_i^\top H u_j$ and its gradient $G_{ij}$ for the pairs of the first `count` vectors.
+
+    As many third derivatives are computed as there are pairs: none for `count` = 0. Zeros for the
+    rest.
+    """
+    flat, _ = ravel(params)
+    rows, columns, _ = _pairs(len(vectors))
+    bend = _bend(loss, params)
 
     def add(p: jax.Array | int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         values, slopes = found
@@ -108,6 +120,30 @@ def _bends(
 
     nothing = jnp.zeros(len(rows), flat.dtype), jnp.zeros((len(rows), flat.size), flat.dtype)
     return jax.lax.fori_loop(jnp.int32(0), count * (count + 1) // 2, add, nothing)
+
+
+def _astray(
+    loss: Loss,
+    params: Params,
+    vectors: Float[Array, "k n"],
+    count: jax.Array,
+    foreseen: Float[Array, " k"],
+    learning_rate: jax.Array,
+) -> Float[Array, ""]:
+    r"""How far the first `count` curvatures $u_i^\top H u_i$ are from what was foreseen.
+
+    Relative to $2/h$; zero where that is no more than `ASTRAY`, as it is in sound steps.
+    """
+    flat, _ = ravel(params)
+    bend = _bend(loss, params)
+
+    def add(i: jax.Array | int, off: jax.Array) -> jax.Array:
+        value = bend(flat, vectors[i], vectors[i]).astype(off.dtype)
+        return jnp.maximum(off, jnp.abs(value - foreseen[i]))
+
+    off = jax.lax.fori_loop(jnp.int32(0), count, add, jnp.zeros((), foreseen.dtype))
+    off = off * learning_rate / 2
+    return jnp.where(off <= ASTRAY, 0, off)
 
 
 def _step(
@@ -137,6 +173,10 @@ def _step(
         count = _num_critical(following, learning_rate, threshold)
         return CentralState(at.params, following, variance, count, at.residual)
 
+    def worse(residual: jax.Array, found: jax.Array) -> jax.Array:
+        """The larger, NaN included; but what follows a step that went astray says nothing."""
+        return jnp.where(residual > ASTRAY, residual, jnp.maximum(residual, found))
+
     def substep(_: jax.Array | int, at: CentralState) -> CentralState:
         at = refreshed(at) if refresh == "substep" else at
         vectors = ravelled_rows(at.tracker.pairs.vectors).astype(dtype)
@@ -147,16 +187,19 @@ def _step(
         along = jnp.matmul(slopes, gradient, precision="highest")
         drift = (length * along - bends)[place]
         reaction = length / 2 * jnp.matmul(slopes, slopes.T, precision="highest")
+        reaction = reaction[place[:, :, None, None], place]
         found = solve(
             2 / h * jnp.eye(k, dtype=dtype) + drift,
-            reaction[place[:, :, None, None], place],
+            reaction,
             active=number < at.num_critical,
             start=at.variance,
         )
         weights = jnp.zeros(len(slopes), dtype).at[place].add(found.X)
         push = jnp.matmul(weights, slopes, precision="highest") / 2
         params = unravel(flat - length.astype(flat.dtype) * (gradient + push))
-        residual = jnp.maximum(at.residual, found.residual)  # NaN is kept
+        foreseen = -jnp.diag(drift + jnp.einsum("ijkl,kl->ij", reaction, found.X))
+        off = _astray(loss, params, vectors, at.num_critical, foreseen, h)
+        residual = worse(worse(at.residual, found.residual), off)
         return at._replace(params=params, variance=found.X, residual=residual)
 
     state = state._replace(residual=jnp.zeros_like(state.residual))
