@@ -528,7 +528,9 @@ def optax_step(tx: Any, loss: Loss) -> Stepper:
         params, leaves = state
         structure = jax.tree.structure(jax.eval_shape(tx.init, params))
         opt_state = jax.tree.unflatten(structure, leaves)
-        updates, opt_state = tx.update(gradient(loss, params), opt_state, params)
+        g = gradient(loss, params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes, whatever the setting
+            updates, opt_state = tx.update(g, opt_state, params)
         moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
         renewed = jax.tree.leaves(opt_state)
         return moved, [new.astype(old.dtype) for new, old in zip(renewed, leaves, strict=True)]

@@ -33,6 +33,9 @@ CALLS = {
     "principal": lambda loss: (
         pfcore.integrate(pfcore.flows.principal_flow(loss, 0.1, state="real"), X, [0.0, 0.1]).params
     ),
+    "two_frame": lambda loss: (
+        pfcore.integrate(pfcore.flows.two_frame_flow(loss, 0.1), X, [0.0, 0.1]).expected_loss
+    ),
     "spectrum": lambda loss: curvature.spectrum(loss, X),
     "top_eigenpairs": lambda loss: curvature.top_eigenpairs(loss, X, 1, key=KEY).values,
     "spectral_density": lambda loss: curvature.spectral_density(loss, X, key=KEY, depth=3).nodes,

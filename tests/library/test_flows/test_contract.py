@@ -1,5 +1,7 @@
 """One battery over every flow: what a user may rely on, whichever flow it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,32 +9,33 @@ import pytest
 
 import pfcore
 from pfcore.flows import (
+    FLOWS,
     Flow,
-    igr_flow,
+    SteppedFlow,
     modified_flow,
-    negative_gradient_flow,
+    named_flow,
     principal_flow,
-    third_order_flow,
+    two_frame_flow,
 )
-from tests.conftest import flatten, mixed_loss, mixed_params
+from tests.conftest import flatten, flatten_path, mixed_loss, mixed_params
 
-FLOWS = {
-    "ngf": lambda loss, h: negative_gradient_flow(loss),
-    "igr": igr_flow,
-    "third order": third_order_flow,
+# Every flow that has a name, and others of their families.
+MAKERS = {name: functools.partial(named_flow, name) for name in FLOWS} | {
     "order 4": lambda loss, h: modified_flow(loss, h, 4),
-    "pf dense": principal_flow,
     "pf depth 3": lambda loss, h: principal_flow(loss, h, depth=3),
-    "pf non-principal": lambda loss, h: principal_flow(loss, h, non_principal=True),
     "pf real": lambda loss, h: principal_flow(loss, h, state="real"),
     "pf continued": lambda loss, h: principal_flow(loss, h, depth=4, branch="continued"),
+    "two-frame order 1": lambda loss, h: two_frame_flow(loss, h, order=1),
+    "two-frame resummed": lambda loss, h: two_frame_flow(loss, h, order="resummed", depth=4),
 }
+# Their positions are those of the midpoints of two iterates.
+MIDPOINTS = ("rod", "edge")
 # Tests of one flow share a process, and what it has compiled there: the integrator for three times.
 every_flow = pytest.mark.parametrize(
     "make",
     [
         pytest.param(make, id=name, marks=pytest.mark.xdist_group(f"flow {name}"))
-        for name, make in FLOWS.items()
+        for name, make in MAKERS.items()
     ],
 )
 traces = 0
@@ -45,28 +48,67 @@ def counted_loss(params):
     return mixed_loss(params)
 
 
+def change(flow, state, h):
+    """How fast the position moves, by the field or by a short step of the flow's own."""
+    if isinstance(flow, Flow):
+        return flow.position(flow.vector_field(0.0, state))
+    moved = flow.step(h / 8, state)
+    return jax.tree.map(
+        lambda new, old: (new - old) / (h / 8), flow.position(moved), flow.position(state)
+    )
+
+
+def predicted(path):
+    """Iterates 0, 1, ... of gradient descent, or of flows in `MIDPOINTS` of what they predict."""
+    position = flatten_path(path.params)
+    if path.oscillation is None:
+        return position
+    return position + (-1.0) ** np.arange(len(position))[:, None] * flatten_path(path.oscillation)
+
+
+def same_shapes(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.shape == y.shape and x.dtype == y.dtype
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
 @every_flow
-def test_is_three_functions_over_any_pytree(make, x64):
-    params = mixed_params()
-    flow = make(mixed_loss, 0.1)
-    assert isinstance(flow, Flow) and flow._fields[:3] == ("init", "vector_field", "position")
+def test_is_functions_over_any_pytree(make, x64):
+    params, h = mixed_params(), 0.1
+    flow = make(mixed_loss, h)
     state = flow.init(params)
-    rate = flow.vector_field(0.0, state)
-    assert jax.tree.structure(rate) == jax.tree.structure(state)
-    assert jax.tree.map(jnp.shape, rate) == jax.tree.map(jnp.shape, state)
-    assert jax.tree.map(jnp.result_type, rate) == jax.tree.map(jnp.result_type, state)
-    np.testing.assert_array_equal(flatten(flow.position(state)), flatten(params))
-    assert not any(jnp.iscomplexobj(x) for x in jax.tree.leaves(flow.position(rate)))
+    if isinstance(flow, Flow):
+        assert flow._fields[:3] == ("init", "vector_field", "position")
+        assert same_shapes(flow.vector_field(0.0, state), state)
+    else:
+        assert isinstance(flow, SteppedFlow) and 0 < float(flow.max_step) <= h
+        assert same_shapes(flow.step(h / 8, state), state)
+    assert same_shapes(flow.position(state), params)
+    if flow.oscillation is None:
+        np.testing.assert_array_equal(flatten(flow.position(state)), flatten(params))
+    else:
+        assert same_shapes(flow.oscillation(state), params)
+        assert flow.expected_loss(state).shape == ()
+    rate = change(flow, state, h)
+    assert not any(jnp.iscomplexobj(x) for x in jax.tree.leaves(rate))
 
 
 @every_flow
 def test_tends_to_negative_gradient_flow(make, x64):
     params = mixed_params()
     flow = make(mixed_loss, 1e-7)
-    rate = flow.position(flow.vector_field(0.0, flow.init(params)))
+    state = flow.init(params)
+    start = flow.position(state)
+    np.testing.assert_allclose(flatten(start), flatten(params), atol=1e-6)
     np.testing.assert_allclose(
-        flatten(rate), -flatten(jax.grad(mixed_loss)(params)), rtol=1e-5, atol=1e-6
+        flatten(change(flow, state, 1e-7)),
+        -flatten(jax.grad(mixed_loss)(params)),
+        rtol=1e-5,
+        atol=1e-6,
     )
+    if flow.expected_loss is not None:
+        assert float(flow.expected_loss(state)) == pytest.approx(float(mixed_loss(params)))
 
 
 @every_flow
@@ -76,7 +118,8 @@ def test_keeps_precision(make, dtype, x64):
     h = 0.1
     path = pfcore.integrate(make(counted_loss, h), params, h * np.arange(3), rtol=1e-4)
     assert bool(path.completed)
-    assert {x.dtype for x in jax.tree.leaves(path.params)} == {jnp.dtype(dtype)}
+    told = (path.params, path.oscillation, path.expected_loss)
+    assert {x.dtype for x in jax.tree.leaves(told)} == {jnp.dtype(dtype)}
 
 
 @every_flow
@@ -108,18 +151,22 @@ def test_compiles_once_for_learning_rates_and_starts(make, x64):
     assert traces - before <= 3
 
 
-@every_flow
-def test_one_step_is_closer_than_the_step_is_long(make, x64):
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [pytest.param(k, v, marks=pytest.mark.xdist_group(f"flow {k}")) for k, v in MAKERS.items()],
+)
+def test_one_step_is_closer_than_the_step_is_long(name, make, x64):
     params, h = mixed_params(), 0.2
-    path = pfcore.integrate(make(counted_loss, h), params, [0.0, h / 2, h])
-    end = jax.tree.map(lambda x: x[-1], path.params)
-    step = pfcore.gradient_descent(mixed_loss, params, h, 1)
-    step = jax.tree.map(lambda x: x[1], step)
-    moved = np.linalg.norm(flatten(step) - flatten(params))
-    assert np.linalg.norm(flatten(end) - flatten(step)) < 0.2 * moved
+    path = pfcore.integrate(make(counted_loss, h), params, [0.0, h])
+    steps = flatten_path(pfcore.gradient_descent(mixed_loss, params, h, 2))
+    if name in MIDPOINTS:
+        found, wanted = flatten_path(path.params)[-1], (steps[1] + steps[2]) / 2
+    else:
+        found, wanted = predicted(path)[-1], steps[1]
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(steps[1] - steps[0])
 
 
-@pytest.mark.parametrize("make", [v for k, v in FLOWS.items() if k != "ngf"])
+@pytest.mark.parametrize("make", [v for k, v in MAKERS.items() if k != "ngf"])
 @pytest.mark.parametrize("h", [0.0, -1.0, float("nan")])
 def test_refuses_learning_rate(make, h):
     with pytest.raises(ValueError, match="learning_rate"):
