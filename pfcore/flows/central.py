@@ -177,7 +177,8 @@ def _step(
         """The larger, NaN included; but what follows a step that went astray says nothing."""
         return jnp.where(residual > ASTRAY, residual, jnp.maximum(residual, found))
 
-    def substep(_: jax.Array | int, at: CentralState) -> CentralState:
+    def substep(i: jax.Array | int, at: CentralState) -> CentralState:
+        del i
         at = refreshed(at) if refresh == "substep" else at
         vectors = ravelled_rows(at.tracker.pairs.vectors).astype(dtype)
         flat, _ = ravel(at.params)

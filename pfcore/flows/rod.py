@@ -39,8 +39,8 @@ def _position(state: RodState) -> Params:
 
 def two_sided(loss: Loss, centre: Params, half: Params) -> jax.Array:
     """The mean of the loss at both ends of a rod."""
-    ends = (add_scaled(centre, sign, half) for sign in (1.0, -1.0))
-    return sum(loss(end) for end in ends) / 2
+    ahead, behind = (loss(add_scaled(centre, sign, half)) for sign in (1.0, -1.0))
+    return (ahead + behind) / 2
 
 
 def _expected_loss(loss: Loss, state: RodState) -> jax.Array:

@@ -156,14 +156,13 @@ def test_batches_over_learning_rates():
 @pytest.mark.slow
 def test_gains_energy_at_the_wrong_rate():
     """9ζ² less than gradient descent's 2 - 9ζ², by 2."""
-    h, epsilon = 0.3, 1e-4
+    h, epsilon, zeta = 0.3, 1e-4, 0.5
     start = jnp.array([1.6 * np.sqrt(2 * epsilon), 2 / h])
-    for zeta in (0.0, 0.5):
-        flow = rod_flow(sharp_valley(zeta, epsilon), h, substeps=8)
-        path = pfcore.integrate(flow, start, h * np.arange(9001))
-        amplitude = np.linalg.norm(path.oscillation, axis=1)
-        ratio = energy_ratio(np.asarray(path.params)[:, 1], amplitude, h, epsilon)
-        np.testing.assert_allclose(ratio - (2 - 9 * zeta**2), -2, atol=0.01)
+    flow = rod_flow(sharp_valley(zeta, epsilon), h, substeps=8)
+    path = pfcore.integrate(flow, start, h * np.arange(9001))
+    amplitude = np.linalg.norm(path.oscillation, axis=1)
+    ratio = energy_ratio(np.asarray(path.params)[:, 1], amplitude, h, epsilon)
+    np.testing.assert_allclose(ratio - (2 - 9 * zeta**2), -2, atol=0.01)
 
 
 @pytest.mark.slow
