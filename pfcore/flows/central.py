@@ -66,7 +66,7 @@ def _pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _tracked_from(learning_rate: jax.Array, threshold: jax.Array) -> jax.Array:
     """The eigenvalue from which on one more direction is followed."""
-    return jnp.minimum(TRACKED, threshold) / learning_rate
+    return jnp.minimum(TRACKED, threshold) / learning_rate.astype(threshold.dtype)
 
 
 def _known(state: TrackerState, count: jax.Array) -> TrackerState:
@@ -280,7 +280,8 @@ def _begin(
 ) -> CentralState:
     # All at once, so that directions that are critical already are known from the first step on.
     state = _known(tracker(loss, k).init(params, jax.random.key(0)), jnp.int32(k))
-    beyond = state.pairs.values > _tracked_from(learning_rate, threshold)
+    dtype = state.pairs.values.dtype
+    beyond = state.pairs.values > _tracked_from(learning_rate, threshold).astype(dtype)
     num_tracked = jnp.minimum(1 + jnp.sum(beyond, dtype=jnp.int32), k)
     state = state._replace(num_tracked=num_tracked)
     dtype = ravel(params)[0].dtype
@@ -321,8 +322,8 @@ def _oscillation(state: CentralState) -> Params:
 
 
 def _expected_loss(loss: Loss, learning_rate: jax.Array, state: CentralState) -> jax.Array:
-    value = loss(state.params)
-    return value + (jnp.trace(state.variance) / learning_rate).astype(value.dtype)
+    value, spread = loss(state.params), jnp.trace(state.variance)
+    return value + (spread / learning_rate.astype(spread.dtype)).astype(value.dtype)
 
 
 def central_flow(

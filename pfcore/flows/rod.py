@@ -88,7 +88,8 @@ def _step(
     factors = jax.vmap(lambda row: ravel(row)[0])(state.factors)
     dtype = factors.dtype
     dt = jnp.asarray(dt)
-    h, s = learning_rate.astype(dtype), (dt / learning_rate).astype(dtype)
+    h = learning_rate.astype(dtype)
+    s = dt.astype(dtype) / h
 
     def at(centre: Params, rod: jax.Array) -> tuple[Params, jax.Array]:
         r"""The centre's slope, and the two factors of $\Sigma$'s source."""

@@ -225,6 +225,17 @@ def test_refuses_losses_without_third_derivatives(dtype):
                 central_flow(loss, 0.1).init(params)
 
 
+def test_a_double_precision_rate_leaves_single_precision_parameters():
+    """Under strict promotion, in which a strongly typed rate may not meet them."""
+    params, h = mixed_params(jnp.float32), jnp.array(0.1, jnp.float64)
+    flow = central_flow(mixed_loss, h)
+    path = pfcore.integrate(flow, params, [0.0, 0.1], rtol=1e-3)
+    assert bool(path.completed)
+    assert {x.dtype for x in jax.tree.leaves((path.params, path.expected_loss))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
 def test_refuses_wrong_options():
     for options, message in [
         ({"max_k": 0}, r"max_k.*0"),

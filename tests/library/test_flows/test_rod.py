@@ -175,6 +175,17 @@ def test_follows_a_network_at_the_edge():
     assert apart < 0.01 and loss_error < 0.01
 
 
+def test_a_double_precision_rate_leaves_single_precision_parameters():
+    """Under strict promotion, in which a strongly typed rate may not meet them."""
+    params, h = mixed_params(jnp.float32), jnp.array(0.1, jnp.float64)
+    flow = rod_flow(mixed_loss, h)
+    path = pfcore.integrate(flow, params, [0.0, 0.1], rtol=1e-3)
+    assert bool(path.completed)
+    assert {x.dtype for x in jax.tree.leaves((path.params, path.expected_loss))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
 def test_refuses_wrong_options():
     with pytest.raises(ValueError, match=r"rank.*0"):
         rod_flow(mixed_loss, 0.1, rank=0)
