@@ -80,7 +80,8 @@ def _hides_arrays(value: Any) -> bool:
 
 
 def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
-    """The jaxpr evaluated; calls of compiled functions that keep arrays inside are opened."""
+    """The jaxpr evaluated; calls of compiled functions that keep arrays inside are opened, in
+    branches, too."""
     names = (*jaxpr.constvars, *jaxpr.invars)
     values: dict[Any, Any] = dict(zip(names, (*consts, *args), strict=True))
 
@@ -92,6 +93,13 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
         inner: Any = eqn.params.get("call_jaxpr" if eqn.primitive.name in _CUSTOM else "jaxpr")
         if eqn.primitive.name in (*_CALLS, *_CUSTOM) and _hides_arrays(inner):
             outputs = _opened(inner.jaxpr, inner.consts, *inputs)
+        elif eqn.primitive.name == "cond" and _hides_arrays(eqn.params["branches"]):
+            branches = [
+                functools.partial(_opened, branch.jaxpr, branch.consts)
+                for branch in eqn.params["branches"]
+            ]
+            index, *operands = inputs
+            outputs = jax.lax.switch(index, branches, *operands)
         else:
             bound = eqn.primitive.get_bind_params(eqn.params)
             # Older JAX returns functions beside the parameters.
