@@ -122,9 +122,11 @@ notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to c
 	@echo "== notebooks: recomputing in place ($(PROFILE) profile)"
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
+# Tests marked weekly are for the weekly workflow, and for EVERY=1.
+EVERY ?=
 # With the programs of the environment whose folder of programs is $(1).
 UNIT ?= pfcore tests --ignore tests/browser --ignore tests/pages
-unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(UNIT)
+unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(if $(EVERY),,-m "not browser and not pages and not weekly") $(UNIT)
 
 # Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
 define test_versions
@@ -149,7 +151,7 @@ SCIENCE := $(addprefix tests/library/test_,curvature flows descent.py imports.py
   learning_rates.py losses.py networks.py objectives.py stability.py)
 # What is worked on daily: the science, and the pages as far as they can be read without a browser.
 quick: INCREMENTAL := 1
-quick: UNIT := -m "not slow" pfcore $(SCIENCE)
+quick: UNIT := -m "not slow and not weekly" pfcore $(SCIENCE)
 quick: lint types unit html pages  ## the checks that take a few minutes
 	@echo "== quick: passed"
 

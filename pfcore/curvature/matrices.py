@@ -243,7 +243,7 @@ def _gaussian(outputs: jax.Array, key: jax.Array | None, samples: int | None) ->
     residuals = jax.random.normal(key, (samples, *outputs.shape), outputs.dtype)
 
     def product(u: jax.Array) -> jax.Array:
-        along = jnp.sum(residuals * u, axis=-1, keepdims=True)
+        along = jnp.sum(residuals * u[None], axis=-1, keepdims=True)
         return weight * jnp.mean(residuals * along, axis=0)
 
     return product
