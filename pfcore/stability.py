@@ -14,11 +14,10 @@ import numpy as np
 from pfcore._checks import ArrayLike, Loss, ScalarLike, check_learning_rate, check_loss
 from pfcore._trees import Params, ravel
 from pfcore.curvature.products import gradient, hvp
-from pfcore.flows.coefficients import BRANCHES, principal_coefficient
+from pfcore.flows.coefficients import principal_coefficient
 from pfcore.flows.registry import FLOWS
 
 __all__ = [
-    "BRANCHES",
     "Drift",
     "coefficient",
     "drift",

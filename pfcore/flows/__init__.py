@@ -22,7 +22,6 @@ from pfcore.flows.two_frame import (
 )
 
 __all__ = [
-    "FLOWS",
     "CentralState",
     "EdgeState",
     "Flow",

@@ -37,13 +37,13 @@ class ScaleByDalState(NamedTuple):
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $\|Hg\|/\|g\|$ as last measured, or its average; 0 before.
       num_updates: so far.
-      weight: average of $\|g\|$; None where nothing is averaged.
+      weight: average of $\|g\|$; 0 where nothing is averaged.
     """
 
     learning_rate: Float[Array, ""]
     curvature: Float[Array, ""]
     num_updates: Int[Array, ""]
-    weight: Float[Array, ""] | None = None
+    weight: Float[Array, ""]
 
 
 def _difference(loss: Loss, params: Params, direction: Params) -> Array:
@@ -197,7 +197,7 @@ def scale_by_dal(
             learning_rate=jnp.asarray(max_learning_rate).astype(dtype),
             curvature=jnp.zeros((), dtype),
             num_updates=jnp.zeros((), jnp.int32),
-            weight=None if decay is None else jnp.zeros((), dtype),
+            weight=jnp.zeros((), dtype),
         )
 
     def update(
@@ -221,30 +221,25 @@ def scale_by_dal(
             axis_name=axis_name,
         )
         dtype = state.curvature.dtype
-        weight = state.weight
 
-        def measure() -> tuple[Array, ...]:
+        def measure() -> tuple[Array, Array, Array]:
             latest, size = (x.astype(dtype) for x in _stretch(product, at))
-            if weight is None:
-                return latest, latest
-            old = (state.curvature, weight)
+            if decay is None:
+                return latest, latest, state.weight
+            old = (state.curvature, state.weight)
             return (latest, *_averaged(jnp.asarray(decay).astype(dtype), old, (latest, size)))
 
-        latest, curvature, *rest = refreshed(
+        latest, curvature, weight = refreshed(
             refresh_every,
             state.num_updates,
             jnp.isfinite(state.curvature),
             measure,
-            lambda: (
-                state.curvature,
-                state.curvature,
-                *([] if weight is None else [weight]),
-            ),
+            lambda: (state.curvature, state.curvature, state.weight),
         )
         rate = _rate(curvature, power, max_learning_rate, cap)
         rate = bounded(rate, jnp.isfinite(latest), max_learning_rate)
         return scaled(updates, rate), ScaleByDalState(
-            rate, curvature, optax.safe_increment(state.num_updates), *rest
+            rate, curvature, optax.safe_increment(state.num_updates), weight
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
