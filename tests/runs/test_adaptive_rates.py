@@ -9,7 +9,8 @@ from optax import contrib
 
 import pfcore
 from pfcore import experiments, learning_rates
-from pfcore.experiments import analysis, optimizers
+from pfcore.experiments import adaptive_rates, analysis, optimizers
+from pfcore.experiments.signal import scale_by_signal
 from pfcore.runs.problems import build
 
 TINY = (
@@ -306,3 +307,40 @@ def test_a_sweep_and_its_extension_are_one():
     other = run(f"methods={sweep[2]}", "budget=16")
     with pytest.raises(ValueError, match="differ in budget: 12 and 16"):
         analysis.joined(parts[0], other)
+
+
+def test_runs_at_once_are_the_runs_one_by_one(monkeypatch):
+    config = experiments.configure(
+        "adaptive-rates",
+        "problem.widths=8",
+        "problem.num_train=64",
+        "methods=dal:power=1,dal:power=0.5,sgd:learning_rate=0.1",
+        "seeds=0,1",
+        "batch_size=16",
+        "budget=12",
+        "unit=gradients",
+        "every=6",
+        profile="quick",
+    )
+    alone = experiments.run("adaptive-rates", config)
+    monkeypatch.setattr(adaptive_rates, "_has_accelerator", lambda: True)
+    together = experiments.run("adaptive-rates", config)
+    for name, array in alone.arrays.items():
+        np.testing.assert_allclose(together[name], array, rtol=1e-4, err_msg=name)
+
+
+def test_the_signal_is_the_share_that_is_not_noise():
+    tx, mean = scale_by_signal(decay=0.9), jnp.array([3.0, 4.0])
+    noise = jax.random.normal(jax.random.key(0), (4000, 2)) * 5
+
+    def final(gradients):
+        def step(state, gradient):
+            return tx.update(gradient, state)[1], state.signal
+
+        return np.asarray(jax.lax.scan(step, tx.init(mean), gradients)[1])
+
+    np.testing.assert_allclose(final(jnp.tile(mean, (50, 1))), 1, rtol=1e-5)
+    signs = jnp.where(jnp.arange(50) % 2, 1.0, -1.0)[:, None]
+    assert final(signs * mean)[-1] == 0
+    # Squared norms of 25, and of 50 in the mean: a third, which clipping at 0 raises a little.
+    assert 0.3 < final(mean + noise)[100:].mean() < 0.4
