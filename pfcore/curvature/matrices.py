@@ -258,8 +258,13 @@ def fisher(
 ) -> Curvature:
     r"""The Fisher information matrix of the distribution that a network predicts.
 
-    $$F = \frac1N \sum_{i=1}^N \mathbb{E}_{y \sim p(\cdot \mid f_i)}
-    \left[\nabla_\theta \log p(y \mid f_i)\,\nabla_\theta \log p(y \mid f_i)^\top\right],$$
+    $$
+    \begin{aligned}
+    F &= \frac1N \sum_{i=1}^N \mathbb{E}_{y \sim p(\cdot \mid f_i)}
+         \bigl[g_i(y)\,g_i(y)^\top\bigr], \\
+    g_i(y) &= \nabla_\theta \log p(y \mid f_i),
+    \end{aligned}
+    $$
 
     the mean over the N positions that outputs $[n, \dots, k]$ have before their last axis. No
     targets are needed. The distribution is

@@ -337,9 +337,13 @@ def central_flow(
 ) -> SteppedFlow:
     r"""Central flow: gradient flow that oscillates just enough to stay at the edge of stability.
 
-    $$\dot w = -\nabla\left[E + \tfrac12\langle\Sigma, H\rangle\right], \qquad
-    \Sigma \succeq 0, \quad H \preceq \tfrac2h I, \quad
-    \langle\Sigma, \tfrac2h I - H\rangle = 0,$$
+    $$
+    \begin{aligned}
+    \dot w &= -\nabla\left[E + \tfrac12\langle\Sigma, H\rangle\right], \\
+    \Sigma &\succeq 0, \quad H \preceq \tfrac2h I, \\
+    0 &= \langle\Sigma, \tfrac2h I - H\rangle,
+    \end{aligned}
+    $$
 
     where $\Sigma$ is not differentiated. It models the time average of gradient descent's
     iterates, and its oscillation by the covariance $\Sigma$ alone: where gradient descent's

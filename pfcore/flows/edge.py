@@ -141,9 +141,14 @@ def edge_flow(
     A centre $c$, a direction $u$ and a magnitude $\rho$, with $g_\pm$ and $H_\pm$ at
     $c \pm \rho u$:
 
-    $$\dot c = -\tfrac12(g_+ + g_-) - \tfrac h8(H_+ + H_-)(g_+ + g_-), \qquad
-    \dot u = (I - uu^\top)H(c)\,u, \qquad
-    h\,\dot{(\log\rho)} = \log|1 - hs|, \quad s = u^\top H(c)\,u.$$
+    $$
+    \begin{aligned}
+    \dot c &= -\tfrac12(g_+ + g_-) \\
+           &\qquad - \tfrac h8(H_+ + H_-)(g_+ + g_-), \\
+    \dot u &= (I - uu^\top)H(c)\,u, \\
+    h\,\dot{(\log\rho)} &= \log|1 - hs|, \quad s = u^\top H(c)\,u.
+    \end{aligned}
+    $$
 
     The direction turns to the sharpest one, and the oscillation grows where its curvature is
     beyond $2/h$. **This is a reconstruction** from the abstract of Marion's *Edge Flow*, whose

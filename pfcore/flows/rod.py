@@ -146,9 +146,14 @@ def rod_flow(
 
     With $g_\pm$ and $H_\pm$ at the rod's ends $\bar w \pm \delta$,
 
-    $$\dot{\bar w} = -\tfrac12(g_+ + g_-) - \tfrac h8(H_+ + H_-)(g_+ + g_-), \qquad
-    h\dot\Sigma = \tfrac{h^2}4(g_+g_+^\top + g_-g_-^\top) - 2\Sigma, \qquad
-    \delta = \sqrt{\lambda_1(\Sigma)}\,v_1(\Sigma).$$
+    $$
+    \begin{aligned}
+    \dot{\bar w} &= -\tfrac12(g_+ + g_-) \\
+                 &\qquad - \tfrac h8(H_+ + H_-)(g_+ + g_-), \\
+    h\dot\Sigma &= \tfrac{h^2}4(g_+g_+^\top + g_-g_-^\top) - 2\Sigma, \\
+    \delta &= \sqrt{\lambda_1(\Sigma)}\,v_1(\Sigma).
+    \end{aligned}
+    $$
 
     It oscillates where gradient descent is unstable, $h\lambda > 2$, and has its two-cycles
     exactly on quartic losses. Nothing has to be chosen at the start: $\bar w_0 = w_0 - \tfrac h2 g$

@@ -385,8 +385,11 @@ def two_frame_flow(
     descent is at the edge of stability, and
 
     $$
-    V_1 = \Bigl(-\tfrac h2(g_+ + g_-),\; -2A + \tfrac h2(g_+ - g_-)\Bigr), \qquad
-    (\dot C, \dot A) = \tfrac1h\bigl(V_1 - \tfrac12 V_1' V_1 + \dots\bigr)
+    \begin{aligned}
+    V_1 &= \bigl(-\tfrac h2(g_+ + g_-),\\
+        &\qquad -2A + \tfrac h2(g_+ - g_-)\bigr), \\
+    (\dot C, \dot A) &= \tfrac1h\bigl(V_1 - \tfrac12 V_1' V_1 + \dots\bigr)
+    \end{aligned}
     $$
 
     is its modified equation. With $A = 0$ orders 1, 2 and 3 are negative gradient flow, IGR flow
