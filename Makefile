@@ -144,19 +144,34 @@ endef
 
 # ---- the checks, in the order of `make test`
 
-test: lint citation types unit nbval claims html pages browser  ## every check
-	@echo "== test: all passed"
+# Says what is checked next, and notes when it began; `passed` tells how long each check took.
+TIMES := $(BUILD)/times.txt
+define check
+	@mkdir -p "$(BUILD)" && echo "$$(date +%s) $(1)" >>"$(TIMES)"
+	@echo "== $(1): $(2)"
+endef
+define passed
+	@echo "$$(date +%s) end" >>"$(TIMES)"
+	@awk -v all="$(1)" 'NR > 1 { printf "%s %d s, ", name, $$1 - last } NR == 1 { first = $$1 } \
+	  { last = $$1; name = $$2 } END { printf "%d s in all\n== %s: passed\n", last - first, all }' "$(TIMES)"
+endef
+.PHONY: timed
+timed:
+	@mkdir -p "$(BUILD)" && rm -f "$(TIMES)"
+
+test: timed lint citation types unit nbval claims html pages browser  ## every check
+	$(call passed,test)
 
 SCIENCE := $(addprefix tests/library/test_,curvature flows descent.py imports.py integrate.py \
   learning_rates.py losses.py networks.py objectives.py stability.py)
 # What is worked on daily: the science, and the pages as far as they can be read without a browser.
 quick: INCREMENTAL := 1
 quick: UNIT := -m "not slow and not weekly" pfcore $(SCIENCE)
-quick: lint types unit html pages  ## the checks that take a few minutes
-	@echo "== quick: passed"
+quick: timed lint types unit html pages  ## the checks that take a few minutes
+	$(call passed,quick)
 
 lint: $(STAMP)  ## style of code and notebooks
-	@echo "== lint: ruff"
+	$(call check,lint,ruff)
 	@"$(BIN)/ruff" check --quiet .
 	@"$(BIN)/ruff" format --quiet --check --diff .
 	@echo "== lint: who imports whom"
@@ -166,11 +181,11 @@ lint: $(STAMP)  ## style of code and notebooks
 	@"$(BIN)/python" tools/notebooks.py check
 
 types: $(STAMP)  ## types of pfcore, of the tools and of the book's extensions
-	@echo "== types: mypy"
+	$(call check,types,mypy)
 	@"$(BIN)/mypy"
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
-	@echo "== unit: tests, and the examples in docstrings"
+	$(call check,unit,tests$(comma) and the examples in docstrings)
 	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(call unit_tests,$(BIN))
 
 test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the folder PFCORE_DATA
@@ -178,20 +193,20 @@ test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the fo
 	@$(CHECK) "$(BIN)/python" -m pytest -q -rs tests/library/test_real_images.py
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
-	@echo "== nbval: every notebook against its stored outputs"
+	$(call check,nbval,every notebook against its stored outputs)
 	@rm -rf "$(SCRATCH)"
 	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS)
 
 claims: nbval  ## the claims' verdicts and numbers against the stored ones
-	@echo "== claims: fresh against stored"
+	$(call check,claims,fresh against stored)
 	@"$(BIN)/python" tools/check_claims.py "$(SCRATCH)/claims"
 
 html: $(STAMP)  ## build the pages from the stored outputs
-	@echo "== html: building the pages, warnings fatal"
+	$(call check,html,building the pages$(comma) warnings fatal)
 	$(call build_html,.)
 
 pages: html  ## read every page of the built book without a browser
-	@echo "== pages: links, anchors, figures and formulas of every page"
+	$(call check,pages,links$(comma) anchors$(comma) figures and formulas of every page)
 	@"$(BIN)/python" -m pytest -q -rs --tb=short --confcutdir tests/pages -m pages tests/pages
 
 # Prints where Chromium is; installs it where there is none.
@@ -201,7 +216,7 @@ define chromium
 endef
 
 browser: html  ## read every page of the built book in a browser
-	@echo "== browser: every page, desktop and phone"
+	$(call check,browser,every page$(comma) desktop and phone)
 	$(call chromium)
 	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup --confcutdir tests/browser -m browser tests/browser \
 	  --ignore tests/browser/test_pdf.py
@@ -230,7 +245,7 @@ colab: $(STAMP)  ## run every notebook with nothing but what Colab would give it
 	@"$(BIN)/python" tools/colab.py --profile $(PROFILE)
 
 citation: $(STAMP)  ## CITATION.cff against its schema
-	@echo "== citation: CITATION.cff against its schema"
+	$(call check,citation,CITATION.cff against its schema)
 	@mkdir -p "$(BUILD)"
 	@if $(CFFCONVERT) --version >/dev/null 2>&1; then \
 	  $(CFFCONVERT) --validate --infile CITATION.cff >"$(BUILD)/citation.log" 2>&1 \
