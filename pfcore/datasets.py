@@ -11,6 +11,7 @@ import numpy as np
 from pfcore import _official, records
 from pfcore._checks import check_count
 from pfcore._extras import optional
+from pfcore._official import manifest
 
 
 class Dataset(NamedTuple):
@@ -75,7 +76,7 @@ def _warn_divided() -> None:  # cached: once per process
         "%s holds MNIST's test files but not its training files: the test file is divided into "
         "samples to train on and samples to test on. Add the training files, or ask for this "
         "division with split='test'.",
-        _official.VARIABLE,
+        manifest.VARIABLE,
     )
 
 
@@ -87,8 +88,8 @@ def _images(name: str, split: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarr
         _warn_divided()
     samples, remark = _official.read(name, ("test",) if divided else ("train", "test"))
     found = {part: len(labels) for part, (_, labels) in samples.items()}
-    whole = all(found[part] == _official.SIZES[name][part] for part in found)
-    files = f"official {_official.TITLES[name]} {'test file' if divided else 'files'}"
+    whole = all(found[part] == manifest.SIZES[name][part] for part in found)
+    files = f"official {manifest.TITLES[name]} {'test file' if divided else 'files'}"
     if not whole:
         counts = " and ".join(
             f"{n:,} {'training' if part == 'train' else part}" for part, n in found.items()

@@ -149,6 +149,36 @@ def larger(page: Asked) -> dict[str, list[str]]:
     return found
 
 
+COLAB_MB = 16_000  # of the GPU that Colab lends without a fee
+LARGE_MB = 40_000
+
+
+def memory(page: Asked, predicted: dict[str, float]) -> str:
+    """How much memory of a GPU the full profile is predicted to take, and which GPU has it."""
+    problems = PROBLEMS["full"]
+    asked = [problems[name] for name in page.problems]
+    asked += [
+        EXPERIMENTS[name].PROFILES["full"].problem
+        for name, own in page.experiments.items()
+        if not any(key.partition(".")[0] == "problem" for key in own)
+    ]
+    needed = {n: predicted[n] for n, p in problems.items() if p in asked and n in predicted}
+    if not needed:
+        return ""
+    listed = ", ".join(f"{esc(n)} {text.megabytes(size)}" for n, size in needed.items())
+    largest = max(needed.values())
+    if largest <= COLAB_MB:
+        fits = "which Colab's GPU with 16 GB has"
+    elif largest <= LARGE_MB:
+        fits = "which needs a GPU with 40 GB; Colab's with 16 GB is too small for the largest"
+    else:
+        fits = "more than a GPU with 40 GB has"
+    return (
+        f"Memory of the GPU, predicted from the compiled programs: {listed}, {fits}. "
+        "<code>problem.microbatch</code> trades it for time."
+    )
+
+
 # ---- the box
 
 
@@ -161,6 +191,7 @@ class Facts(NamedTuple):
       asked: what the page's code asks for.
       measured: time, memory and machine by profile, of this page.
       seconds: that the stored records that it reads took to compute; 0 where that is not known.
+      predicted: megabytes of a GPU's memory by problem of the full profile.
     """
 
     notebook: str
@@ -168,6 +199,7 @@ class Facts(NamedTuple):
     asked: Asked
     measured: dict[str, Any]
     seconds: float
+    predicted: dict[str, float]
 
 
 def summary(facts: Facts) -> str:
@@ -210,8 +242,11 @@ def sentences(facts: Facts) -> list[str]:
     said.append(
         f"That took {text.expectation(full)} on {esc(full['machine'])}."
         if full
-        else "How long that takes, and how much memory, has not been measured."
+        else "How long that takes has not been measured."
     )
+    predicted = memory(facts.asked, facts.predicted)
+    if predicted:
+        said.append(predicted)
     said.append(
         "On Colab, choose a runtime with a GPU, and put this in a cell before the first: "
         f'<code class="line">%env {PROFILE_VARIABLE}=full</code>'
@@ -253,6 +288,7 @@ def _facts(app: Any, docname: str) -> Facts:
         asked=asked(code(path)),
         measured=stored.measured(path.parent).get(path.stem, {}),
         seconds=stored.seconds_of(path),
+        predicted=stored.predicted(path.parent),
     )
 
 
@@ -262,9 +298,9 @@ def _insert(app: Any, doctree: nodes.document) -> None:
     path = Path(app.env.doc2path(docname))
     if path.suffix != ".ipynb":
         return
-    times = path.parent / stored.TIMES
-    if times.is_file():
-        app.env.note_dependency(str(times))
+    for name in (stored.TIMES, stored.MEMORY):
+        if (path.parent / name).is_file():
+            app.env.note_dependency(str(path.parent / name))
     section = next(doctree.findall(nodes.section))
     section.insert(1, rerun_box("", docname=docname))
 

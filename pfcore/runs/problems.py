@@ -221,6 +221,11 @@ def build(problem: Problem, *, seed: int) -> TrainingProblem:
         num_test=problem.num_test,
         classes=problem.classes,
     )
+    return assemble(problem, found, seed=seed)
+
+
+def assemble(problem: Problem, found: datasets.Dataset, *, seed: int) -> TrainingProblem:
+    """`build` with samples that are there already."""
     model = _network(problem, found, seed)
     # Drawn in single precision whatever the problem's, so that both start from the same weights.
     drawn = nnx.state(model, nnx.Param)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pfcore
-from pfcore import _official, records
+from pfcore import records
+from pfcore._download import download
 from pfcore._extras import optional
 from pfcore.runs.durations import duration
 
@@ -112,7 +113,7 @@ def _download(listed: dict[str, Any]) -> records.Record | None:
     try:
         with _without_remarks():
             paths = [
-                _official.download((f"{address}{name}/",), file, sha256, f"records/{name}")
+                download((f"{address}{name}/",), file, sha256, f"records/{name}")
                 for file, sha256 in listed["sha256"].items()
             ]
         return records.read(paths[0].parent)

@@ -280,7 +280,7 @@ def test_what_the_full_profile_changes_is_computed_from_the_profiles():
 def facts(**changes):
     measured = {"quick": {"seconds": 40, "peak_mb": 640, "machine": "2 cores"}}
     return launch_box.Facts(
-        "book/ape.ipynb", REPOSITORY, launch_box.asked("x = 1"), measured, 0
+        "book/ape.ipynb", REPOSITORY, launch_box.asked("x = 1"), measured, 0, {}
     )._replace(**changes)
 
 
@@ -298,6 +298,14 @@ def test_the_box_says_what_full_means_and_what_was_not_measured():
     box = launch_box.rendered(facts(asked=page, seconds=125.0), None)
     assert "%env PFCORE_PROFILE=full" in box and "has not been measured" in box
     assert "computed beforehand, and took 2 min 5 s in all" in box
+    sizes = {"mnist-mlp": 900, "digits-mlp": 50, "cifar10-vgg11": 30_000}
+    predicted = launch_box.rendered(facts(asked=page, predicted=sizes), None)
+    # Those of the page alone: what it names, and what its experiments take in the full profile.
+    assert "digits-mlp 50 MB, mnist-mlp 900 MB, which Colab's GPU with 16 GB has" in predicted
+    sizes |= {"mnist-mlp": 17_000}
+    assert "needs a GPU with 40 GB" in launch_box.memory(page, sizes)
+    assert "more than a GPU with 40 GB" in launch_box.memory(page, {"mnist-mlp": 41_000})
+    assert launch_box.memory(launch_box.asked("x = 1"), sizes) == ""
     full = {"seconds": 600, "peak_mb": 9000, "machine": "1 GPU"}
     both = facts().measured | {"full": full}
     assert "That took 10 min and 9.0 GB on 1 GPU." in launch_box.rendered(

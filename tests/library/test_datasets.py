@@ -17,6 +17,7 @@ import pytest
 import sklearn.datasets
 
 from pfcore import _official, datasets
+from pfcore._official import formats, manifest
 from pfcore.datasets import Dataset, load
 
 NAMES = ("breast_cancer", "digits")
@@ -241,7 +242,7 @@ def write_mnist(folder: Path, *, compress: bool, name: str = "mnist", **numbers:
 
 def write_cifar(folder: Path, *numbers: int) -> None:
     (folder / "cifar-10-batches-bin").mkdir()
-    files = _official.FILES["train"] + _official.FILES["test"]
+    files = manifest.FILES["train"] + manifest.FILES["test"]
     for first_label, (file, number) in enumerate(zip(files, numbers, strict=True)):
         path = folder / "cifar-10-batches-bin" / file
         path.write_bytes(random_records(number, first_label))
@@ -257,8 +258,8 @@ def data_folder(tmp_path, monkeypatch):
 
 def test_an_idx_file_is_read_as_it_was_written():
     images, labels = random_images(7)
-    np.testing.assert_array_equal(_official.parse_idx(idx(images), "file", (28, 28)), images)
-    np.testing.assert_array_equal(_official.parse_idx(idx(labels), "file", ()), labels)
+    np.testing.assert_array_equal(formats.parse_idx(idx(images), "file", (28, 28)), images)
+    np.testing.assert_array_equal(formats.parse_idx(idx(labels), "file", ()), labels)
 
 
 IMAGES = idx(np.zeros((7, 28, 28)))
@@ -282,7 +283,7 @@ IMAGES = idx(np.zeros((7, 28, 28)))
 )
 def test_idx_files_that_are_not_what_they_announce_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
-        _official.parse_idx(content, "file", (28, 28))
+        formats.parse_idx(content, "file", (28, 28))
 
 
 def test_records_are_a_label_and_pixels_channels_first(data_folder):
@@ -302,14 +303,14 @@ def test_records_are_a_label_and_pixels_channels_first(data_folder):
 @pytest.mark.parametrize("number", [0, 1, 3072, 3074, 6145])
 def test_truncated_records_are_refused_by_name_and_number_of_bytes(number):
     with pytest.raises(ValueError, match=rf"batch.bin is truncated: {number:,} bytes"):
-        _official.parse_records(bytes(number), "batch.bin")
+        formats.parse_records(bytes(number), "batch.bin")
 
 
 def test_a_label_that_no_class_has_is_damage():
     content = bytearray(random_records(3))
     content[3073] = 10
     with pytest.raises(ValueError, match=r"batch\.bin is damaged: sample 1 has the label 10"):
-        _official.parse_records(bytes(content), "batch.bin")
+        formats.parse_records(bytes(content), "batch.bin")
 
 
 def test_a_gzip_stream_cut_anywhere_or_damaged_is_refused(tmp_path):
@@ -321,7 +322,7 @@ def test_a_gzip_stream_cut_anywhere_or_damaged_is_refused(tmp_path):
             content[-6] ^= 1
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"labels\.gz is cut short or damaged"):
-            _official.unzip(path)
+            formats.unzip(path)
 
 
 # A folder of official files or heads
@@ -347,7 +348,7 @@ def test_heads_of_mnist_compressed_or_not(data_folder, compress, name, folder, t
 
 def test_fashion_mnist_is_found_where_the_system_has_it(cache, tmp_path, monkeypatch):
     write_mnist(tmp_path, name="datasets", compress=True, train=30, t10k=20)
-    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", tmp_path / "datasets")
+    monkeypatch.setitem(manifest.SYSTEM, "fashion_mnist", tmp_path / "datasets")
     data = load("fashion_mnist")
     assert data.train_inputs.shape == (30, 28, 28, 1)
     assert not cache.exists()
@@ -454,7 +455,7 @@ def place_archive(folder: Path, monkeypatch, members) -> None:
     content = archive_of(folder, members)
     (folder / "cifar-10-binary.tar.gz").write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(_official.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", found)
+    monkeypatch.setitem(manifest.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", found)
 
 
 def test_the_archive_is_read_without_unpacking_it(data_folder, monkeypatch):
@@ -484,7 +485,7 @@ def test_an_altered_archive_or_one_with_odd_members_is_refused(data_folder, monk
         with pytest.raises(ValueError, match=message):
             load("cifar10")
     place_archive(data_folder, monkeypatch, batches)
-    monkeypatch.setitem(_official.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", 64 * "0")
+    monkeypatch.setitem(manifest.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", 64 * "0")
     with pytest.raises(ValueError, match=r"tar\.gz is altered: the SHA-256 of .* is 0000"):
         load("cifar10")
 
@@ -538,8 +539,8 @@ def published(tmp_path, monkeypatch):
         algorithm, prefix = ("md5", "md5:") if name == "fashion_mnist" else ("sha256", "")
         for path in folder.glob(pattern):
             found = hashlib.new(algorithm, path.read_bytes()).hexdigest()
-            monkeypatch.setitem(_official.DOWNLOADS[name], path.name, prefix + found)
-    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", folder / "no package")
+            monkeypatch.setitem(manifest.DOWNLOADS[name], path.name, prefix + found)
+    monkeypatch.setitem(manifest.SYSTEM, "fashion_mnist", folder / "no package")
     return folder
 
 
@@ -551,7 +552,7 @@ def nowhere() -> str:
 
 def set_addresses(monkeypatch, **addresses: tuple[str, ...]) -> None:
     for name, values in addresses.items():
-        monkeypatch.setitem(_official.ADDRESSES, name, values)
+        monkeypatch.setitem(manifest.ADDRESSES, name, values)
 
 
 def test_files_are_fetched_once_and_only_those_needed(cache, published, monkeypatch):
@@ -602,7 +603,7 @@ def test_an_altered_file_is_refused_with_both_hashes(cache, published, monkeypat
     path = published / "cifar-10-binary.tar.gz"
     path.write_bytes(path.read_bytes() + b"!")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = _official.DOWNLOADS["cifar10"][path.name]
+    expected = manifest.DOWNLOADS["cifar10"][path.name]
     with serve(published) as (address, _):
         set_addresses(monkeypatch, cifar10=(address,))
         message = rf"{path.name}.*expected {expected} but got {found}.*PFCORE_DATA"
@@ -633,7 +634,7 @@ def test_a_file_altered_in_the_cache_is_fetched_again(cache, published, monkeypa
     ],
 )
 def test_without_a_network_the_error_says_what_to_do(cache, monkeypatch, name, file, place):
-    monkeypatch.setitem(_official.SYSTEM, "fashion_mnist", Path("no package"))
+    monkeypatch.setitem(manifest.SYSTEM, "fashion_mnist", Path("no package"))
     first, second = nowhere(), nowhere()
     set_addresses(monkeypatch, **{name: (first, second)})
     message = (

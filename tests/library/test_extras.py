@@ -49,7 +49,7 @@ def test_a_bare_installation_has_flows_curvature_and_learning_rates():
         ("PIL", "from pfcore.figures import redraw"),
         ("sklearn", "import pfcore; pfcore.datasets.load('digits')"),
         ("orbax", "from pfcore.runs.folder import Checkpoints; Checkpoints('there')"),
-        ("pooch", "from pfcore import _official; _official.download((), 'a', 'b', 'c')"),
+        ("pooch", "from pfcore._download import download; download((), 'a', 'b', 'c')"),
         ("typer", "import pfcore.cli"),
     ],
 )

@@ -1,16 +1,23 @@
 """Reading the official files of MNIST and CIFAR-10: `make test-images`, with PFCORE_DATA."""
 
+import dataclasses
 import gzip
 import os
 import shutil
 import tracemalloc
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pfcore import _official
+from pfcore._official import manifest
 from pfcore.datasets import load
+from pfcore.experiments import adaptive_rates
+from pfcore.runs import memory, problems
+from pfcore.runs.problems import PROBLEMS
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def test_images_are_standardised_per_channel_by_the_samples_chosen(image_data, d
     """Against the formula in float64 on the file's own bytes."""
     data = load("cifar10", dtype=dtype, num_train=200, num_test=30)
     folder = image_data / "cifar-10-batches-bin"
-    raw = [(folder / file).read_bytes() for file in _official.FILES["train"]]
+    raw = [(folder / file).read_bytes() for file in manifest.FILES["train"]]
     records = [raw[i % 5][3073 * (i // 5) : 3073 * (i // 5 + 1)] for i in range(200)]
     test_records = (folder / "test_batch.bin").read_bytes()[: 30 * 3073]
 
@@ -128,3 +135,28 @@ def test_few_images_chosen_cost_no_float64_copy_of_all(image_data):
     finally:
         tracemalloc.stop()
     assert peak < 3 * files
+
+
+@pytest.mark.parametrize("name", [n for n in PROBLEMS["full"] if n != "digits-mlp"])
+def test_two_steps_of_every_full_problem_on_a_few_samples(image_data, name):
+    """The network in its full size, and the microbatches, which no quick run has."""
+    problem = PROBLEMS["full"][name]
+    folder = manifest.FOLDERS.get(problem.data, "cifar-10-batches-bin")
+    if not (image_data / folder).is_dir():
+        pytest.skip(f"needs real images: there is no {folder} in PFCORE_DATA = {image_data}")
+    few = dataclasses.replace(
+        problem,
+        num_train=8,
+        num_test=8,
+        microbatch=4 if problem.microbatch else None,
+    )
+    config = adaptive_rates.Config(
+        problem=few, methods=("dal",), batch_size=4, budget=2, every=1, unit="steps"
+    )
+    found = adaptive_rates.run(config, progress=False)
+    assert found.diverged is False
+    assert found["step"][0, 0].tolist() == [0, 1, 2]
+    assert np.all(np.isfinite(found["loss"])) and found["loss"][0, 0, 2] != found["loss"][0, 0, 0]
+    shapes = memory.shapes(few)
+    built = problems.build(few, seed=0)
+    assert jax.tree.map(jnp.shape, built.data) == jax.tree.map(lambda x: x.shape, shapes)

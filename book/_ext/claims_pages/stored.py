@@ -124,6 +124,18 @@ def measured(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
+MEMORY = "memory.json"
+
+
+def predicted(folder: Path) -> dict[str, float]:
+    """Megabytes that each problem of the full profile is predicted to take (`tools/memory.py`)."""
+    path = folder / MEMORY
+    if not path.is_file():
+        return {}
+    problems = json.loads(path.read_text(encoding="utf-8"))["problems"]
+    return {name: entry["megabytes"] for name, entry in problems.items()}
+
+
 def used_by(folder: Path) -> dict[str, list[str]]:
     """Names of records -> notebooks whose figures' provenance names the record.
 

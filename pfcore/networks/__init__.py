@@ -1,0 +1,27 @@
+"""Networks as Flax NNX modules, in the settings that the book uses."""
+
+from flax import nnx
+
+from pfcore._trees import num_entries
+from pfcore.networks.convolutional import VGG11, ConvNet
+from pfcore.networks.layers import ACTIVATIONS, NORMS, Conv, Norm, uses_batch_statistics
+from pfcore.networks.mlp import MLP
+from pfcore.networks.residual import ResNet18
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "NORMS",
+    "VGG11",
+    "Conv",
+    "ConvNet",
+    "Norm",
+    "ResNet18",
+    "num_params",
+    "uses_batch_statistics",
+]
+
+
+def num_params(model: nnx.Module) -> int:
+    """How many numbers the parameters of `model` hold."""
+    return num_entries(nnx.state(model, nnx.Param))
