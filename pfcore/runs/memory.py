@@ -73,8 +73,9 @@ def predict(problem: Problem, *, num_eigenpairs: int = 1) -> Prediction:
       num_eigenpairs: how many of the Hessian's largest are followed.
 
     Returns:
-      A `Prediction`. Compilers for other backends choose other temporary arrays, and a convolution
-      may ask for working memory besides: take it as a lower bound within some tens of percent.
+      A `Prediction`, with XLA's own convolutions. Compilers for other backends choose other
+      temporary arrays, and a convolution may ask for working memory besides: take it as a lower
+      bound within some tens of percent.
     """
     data = shapes(problem)
     # One sample of each set tells the network's sizes; the labels tell the number of classes.
@@ -84,7 +85,10 @@ def predict(problem: Problem, *, num_eigenpairs: int = 1) -> Prediction:
     one = np.zeros((1, *data.train_inputs.shape[1:]), problem.dtype)
     label = np.full(1, classes - 1, np.int32)
     built = problems.assemble(
-        problem, datasets.Dataset(problem.data, one, label, one, label), seed=0
+        problem,
+        datasets.Dataset(problem.data, one, label, one, label),
+        seed=0,
+        convolutions="native",  # as on a GPU, whatever compiles here
     )
     trainer = Trainer(built, num_eigenpairs=num_eigenpairs)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -154,7 +154,9 @@ class TrainingProblem:
         return hash(self._key())
 
 
-def _network(problem: Problem, found: datasets.Dataset, seed: int) -> nnx.Module:
+def _network(
+    problem: Problem, found: datasets.Dataset, seed: int, convolutions: str | None
+) -> nnx.Module:
     """The network, as many outputs as classes; one for two."""
     common: dict[str, Any] = {"activation": problem.activation, "rngs": nnx.Rngs(seed)}
     num_outputs = int(max(found.train_targets.max(), found.test_targets.max())) + 1
@@ -165,7 +167,7 @@ def _network(problem: Problem, found: datasets.Dataset, seed: int) -> nnx.Module
         return networks.MLP(
             (math.prod(found.train_inputs.shape[1:]), *problem.widths, num_outputs), **common
         )
-    common["norm"] = problem.norm
+    common |= {"norm": problem.norm, "implementation": convolutions}
     shape = _image_shape(found.train_inputs)
     if problem.network == "convnet":
         return networks.ConvNet(shape, problem.widths, num_outputs, **common)
@@ -224,9 +226,11 @@ def build(problem: Problem, *, seed: int) -> TrainingProblem:
     return assemble(problem, found, seed=seed)
 
 
-def assemble(problem: Problem, found: datasets.Dataset, *, seed: int) -> TrainingProblem:
-    """`build` with samples that are there already."""
-    model = _network(problem, found, seed)
+def assemble(
+    problem: Problem, found: datasets.Dataset, *, seed: int, convolutions: str | None = None
+) -> TrainingProblem:
+    """`build` with samples that are there already, and convolutions of that implementation."""
+    model = _network(problem, found, seed, convolutions)
     # Drawn in single precision whatever the problem's, so that both start from the same weights.
     drawn = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda x: x.astype(problem.dtype), drawn))
