@@ -187,6 +187,24 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     return Program(Code(closed.jaxpr, jax.tree.structure(shape)), list(closed.consts))
 
 
+# Functions that will always compute the same: all that they close over is fixed.
+_fixed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def fixed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function of this library's own making whose closure nobody changes, so that what is
+    made of it can be remembered instead of traced at every call."""
+    _fixed.add(function)
+    return function
+
+
+def is_fixed(function: Any) -> bool:
+    try:
+        return function in _fixed
+    except TypeError:  # cannot be referred to weakly
+        return False
+
+
 # For each function the programs made of it, as long as somebody else holds the function.
 _known: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
@@ -204,6 +222,7 @@ def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], An
         structure,
         tuple(jax.typeof(leaf) for leaf in leaves),
         tuple(getattr(jax.config, name) for name in _SETTINGS),
+        jax.sharding.get_abstract_mesh(),
     )
     try:
         made = _known.setdefault(function, {})

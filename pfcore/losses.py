@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pfcore import _programs
 from pfcore._checks import ArrayLike, Loss, check_count
 from pfcore._trees import Params, in_single, is_complex, real_dtype, to_complex
 from pfcore.networks import Norm
@@ -482,11 +483,8 @@ def _sum_over_samples(
 
     data = (inputs, targets, full, index)
     if not split:
-        return (
-            (lambda params: batch_sum(params, *(_stay_put(x) for x in data))),
-            params,
-            total_weight,
-        )
+        whole = _programs.fixed(lambda params: batch_sum(params, *(_stay_put(x) for x in data)))
+        return whole, params, total_weight
 
     num_batches = -(-num_samples // microbatch)
     real = np.arange(num_batches * microbatch) < num_samples
@@ -503,7 +501,7 @@ def _sum_over_samples(
         zero = jnp.zeros((), _loss_dtype(params))
         return jax.lax.scan(step, zero, jax.tree.map(_stay_put, batches))[0]
 
-    return total, params, total_weight
+    return _programs.fixed(total), params, total_weight
 
 
 def full_batch(

@@ -340,17 +340,23 @@ def _decide(
     checking, clear = jnp.array(False), converged
     if check is not False:
         # ... or else along that of the best which the random vector has found.
+        checking = before.checking & converged
         inside = (number >= before.chain) & (number < space.size)
-        values, coordinates = _eigh(
-            jnp.where(inside[:, None] & inside, space.projected, 0.0), inside, which
+
+        def best_of_chain() -> tuple[jax.Array, jax.Array]:
+            part = jnp.where(inside[:, None] & inside, space.projected, 0.0)
+            values, coordinates = _eigh(part, inside, which)
+            return values[0], coordinates[:, 0]
+
+        value, coordinates = jax.lax.cond(
+            checking, best_of_chain, lambda: (ritz.values[0], jnp.zeros(rows, leak.dtype))
         )
-        chain_leak = space.coupling @ coordinates[:, 0]
+        chain_leak = space.coupling @ coordinates
         residual = jnp.linalg.norm(chain_leak)
         last = ritz.values[jnp.maximum(wanted - 1, 0)]
-        checking = before.checking & converged
         # The chain's first row is its random vector, until a restart mixes the rows.
-        weight = jnp.where(before.mixed, 1.0, coordinates[before.chain, 0])
-        unlikely = checking & (_odds_of_a_miss(values[0], weight, residual, last, n, which) < MISS)
+        weight = jnp.where(before.mixed, 1.0, coordinates[before.chain])
+        unlikely = checking & (_odds_of_a_miss(value, weight, residual, last, n, which) < MISS)
         clear = jnp.where(check, unlikely, converged)
         leak = jnp.where(checking, chain_leak, leak)
     stuck = jnp.linalg.norm(leak) <= 0

@@ -314,6 +314,14 @@ class Hessian:
 
     @classmethod
     def of(cls, loss: Any, params: Params) -> "Hessian":
+        """Traced at every call, since a function may read what changes; but for functions of which
+        it is known that they do not."""
+        if _programs.is_fixed(loss):
+            return _programs.remembered(cls, loss, params, lambda: cls._traced(loss, params))
+        return cls._traced(loss, params)
+
+    @classmethod
+    def _traced(cls, loss: Any, params: Params) -> "Hessian":
         codes = []
 
         def forward(params: Params) -> tuple[jax.Array | None, list[Any]]:
@@ -420,9 +428,7 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                     return body(loss, params, *args, **options)
             if _programs.is_traced(params):
                 return body(Traced(loss), params, *args, **options)
-            # Traced at every call, as in `gradient_and_hvp`; what it compiles is shared.
-            hessian = Hessian.of(loss, params)
-            return jitted(hessian, params, *args, **options)
+            return jitted(Hessian.of(loss, params), params, *args, **options)
 
         return call
 

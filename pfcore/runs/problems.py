@@ -104,7 +104,7 @@ PROBLEMS: dict[str, dict[str, Problem]] = {
             network="resnet18",
             widths=(64,),
             norm="group",
-            microbatch=2500,
+            microbatch=500,
         ),
     },
 }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import pfcore
 from pfcore import _programs, curvature, learning_rates
@@ -92,6 +93,48 @@ def test_memory_over_fifty_batches():
         del data
     gc.collect()
     assert sum(ref() is not None for ref in alive) <= 1
+
+
+def test_a_full_batch_loss_is_traced_once_and_let_go():
+    """Nobody can change what it closes over; a function that reads what changes is read again."""
+    calls = []
+
+    class Counted(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            calls.append(x.shape)
+            return jnp.tanh(self.layer(x))
+
+    rng, alive = np.random.default_rng(0), []
+    for _ in range(3):
+        inputs = jnp.asarray(rng.normal(size=(30, 5)), jnp.float32)
+        alive.append(weakref.ref(inputs))
+        loss, params = pfcore.losses.full_batch(Counted(), inputs, np.zeros(30, int), kind="mse")
+        first = curvature.top_eigenpairs(loss, params, 1, key=KEY)
+        calls.clear()
+        again = curvature.top_eigenpairs(loss, params, 1, key=KEY)
+        assert not calls and float(again.values[0]) == float(first.values[0])
+        elsewhere = jax.tree.map(lambda p: 0.5 * p, params)
+        assert not calls
+        moved = curvature.top_eigenpairs(loss, elsewhere, 1, key=KEY)
+        assert float(moved.values[0]) == pytest.approx(
+            float(curvature.spectrum(loss, elsewhere)[-1]), rel=1e-4
+        )
+        del inputs, loss, first, again, moved
+    gc.collect()
+    assert sum(ref() is not None for ref in alive) <= 1
+
+    scale = {"is": 1.0}
+
+    def changing(x):
+        return scale["is"] * jnp.sum(x**2)
+
+    for scale["is"] in (1.0, 3.0):
+        np.testing.assert_allclose(
+            curvature.top_eigenpairs(changing, X, 1, key=KEY).values, 2 * scale["is"], rtol=1e-5
+        )
 
 
 def test_what_differs_is_told_apart():
