@@ -11,6 +11,7 @@ EXTRAS = {
     "orbax": "runs",
     "pooch": "runs",
     "sklearn": "runs",
+    "tqdm": "runs",
     "typer": "runs",
 }
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from pfcore import _programs
 from pfcore._checks import check_curvature, check_finite
+from pfcore._extras import optional
 from pfcore._trees import Params, in_single, ravel
 from pfcore.curvature.products import (
     Curvature,
@@ -38,12 +38,17 @@ class _Count:
 
     def __init__(self, progress: Watch, unit: str) -> None:
         self._call = progress if callable(progress) else None
-        self._bar = tqdm(unit=f" {unit}", disable=progress is not True)
+        self._bar: Any = None
+        if progress is True:
+            with optional():
+                from tqdm import tqdm
+            self._bar = tqdm(unit=f" {unit}")
         self._done = 0
 
     def one_more(self) -> None:
         self._done += 1
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
         if self._call is not None:
             self._call(self._done)
 
@@ -271,7 +276,8 @@ def watched(loss: Any, progress: Watch = True) -> Watched:
 
     Args:
       loss: from `params` to a real scalar, or a `Curvature`.
-      progress: True for a bar that counts products; or a function, called with their number.
+      progress: True for a bar that counts products, which needs `pfcore[runs]`; or a function,
+        called with their number.
 
     Returns:
       A loss to be passed to the routines of `pfcore.curvature`, outside `jax.jit`.

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from pfcore import records
+from pfcore._extras import optional
 from pfcore.provenance import jsonable, note_source, provenance
 from pfcore.runs import folder
 from pfcore.runs.problems import TrainingProblem
@@ -131,6 +131,8 @@ def execute(
         if (restored := checkpoints.restore((state, np.float64(0)))) is not None:
             done, (state, before) = restored
     began = time.perf_counter()
+    with optional():
+        from tqdm import tqdm
     bar = tqdm(total=plan.num_pieces, initial=done, disable=not progress, unit="piece")
     try:
         with bar:

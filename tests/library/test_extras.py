@@ -50,6 +50,12 @@ def test_a_bare_installation_has_flows_curvature_and_learning_rates():
         ("sklearn", "import pfcore; pfcore.datasets.load('digits')"),
         ("orbax", "from pfcore.runs.folder import Checkpoints; Checkpoints('there')"),
         ("pooch", "from pfcore._download import download; download((), 'a', 'b', 'c')"),
+        (
+            "tqdm",
+            "import pfcore, jax, jax.numpy as jnp\n"
+            "loss = pfcore.curvature.watched(lambda x: jnp.sum(x**2), progress=True)\n"
+            "pfcore.curvature.trace(loss, jnp.ones(2), key=jax.random.key(0), num_probes=2)",
+        ),
         ("typer", "import pfcore.cli"),
     ],
 )
