@@ -26,20 +26,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from check_claims import STORED, Claims, judge, ordered, read, show
-from notebooks import (
+from notebook_files import ROOT, listed
+from notebook_runs import (
     CELL_TIMEOUT,
-    COLLECTOR,
-    ROOT,
-    STOPPED,
     Run,
     end_as_interrupted,
     environment,
     executed,
     last_time,
-    listed,
     machine,
-    stage,
 )
+from notebooks import COLLECTOR, STOPPED, stage
 from tables import aligned, markdown
 
 from pfcore.runs.durations import duration

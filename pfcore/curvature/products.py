@@ -317,7 +317,7 @@ class Hessian:
         """Traced at every call, since a function may read what changes; but for functions of which
         it is known that they do not."""
         if _programs.is_fixed(loss):
-            return _programs.remembered(cls, loss, params, lambda: cls._traced(loss, params))
+            return _programs.remembered("hessian", loss, params, lambda: cls._traced(loss, params))
         return cls._traced(loss, params)
 
     @classmethod

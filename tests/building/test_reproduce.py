@@ -12,6 +12,7 @@ from pathlib import Path
 
 import check_claims
 import nbformat
+import notebook_runs
 import notebooks
 import pytest
 import reproduce
@@ -316,11 +317,11 @@ def test_the_time_left_is_that_of_the_stored_times_at_this_machine_s_pace(monkey
 
 
 def run_of(name, seconds, peak=1000, problem=""):
-    return notebooks.Run(Path(f"{name}.ipynb"), seconds, peak, problem)
+    return notebook_runs.Run(Path(f"{name}.ipynb"), seconds, peak, problem)
 
 
 def times(path, *runs, profile="quick", where="2 CPU cores"):
-    notebooks.note_times(path, runs, profile, where)
+    notebook_runs.note_times(path, runs, profile, where)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -367,7 +368,7 @@ def test_what_stopped_leaves_no_time(tmp_path):
 
 def test_peak_memory_where_the_system_says_it():
     """Against what the process itself reports, where it does."""
-    peak = notebooks.peak_memory
+    peak = notebook_runs.peak_memory
     assert peak(None) is None and peak(2**30) is None
     found = peak(os.getpid())
     if found is None:
