@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from notebook_files import ROOT, normalise, serialise
 
+COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
 # XLA's newer way to compile loops for CPUs takes longer than the small programs here run. Without
 # it numbers differ by rounding, the same where they are stored and where they are compared.
@@ -133,6 +134,23 @@ def execute_one(
 def end_as_interrupted() -> None:
     """Let SIGTERM end this process as Ctrl-C does; else its notebooks would go on without it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def split_collector(paths: Sequence[Path], seconds: Mapping[str, float]) -> list[list[Path]]:
+    """What can run side by side, the longest first, so that no process works on one alone at the
+    end; then what must wait for it.
+
+    Args:
+      paths: of the notebooks.
+      seconds: that each takes, by name, as far as they are known.
+    """
+    unknown = float("inf")
+    groups = [
+        [path for path in paths if path.stem != COLLECTOR],
+        [path for path in paths if path.stem == COLLECTOR],
+    ]
+    groups[0].sort(key=lambda path: seconds.get(path.stem, unknown), reverse=True)
+    return [group for group in groups if group]
 
 
 def executed(

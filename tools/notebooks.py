@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -30,27 +30,10 @@ from notebook_runs import (
     last_time,
     machine,
     note_times,
+    split_collector,
 )
 
-COLLECTOR = "claims"
 STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
-
-
-def split_collector(paths: Sequence[Path], seconds: Mapping[str, float]) -> list[list[Path]]:
-    """What can run side by side, the longest first, so that no process works on one alone at the
-    end; then what must wait for it.
-
-    Args:
-      paths: of the notebooks.
-      seconds: that each takes, by name, as far as they are known.
-    """
-    unknown = float("inf")
-    groups = [
-        [path for path in paths if path.stem != COLLECTOR],
-        [path for path in paths if path.stem == COLLECTOR],
-    ]
-    groups[0].sort(key=lambda path: seconds.get(path.stem, unknown), reverse=True)
-    return [group for group in groups if group]
 
 
 def stage(into: Path) -> None:

@@ -29,6 +29,7 @@ from check_claims import STORED, Claims, judge, ordered, read, show
 from notebook_files import ROOT, listed
 from notebook_runs import (
     CELL_TIMEOUT,
+    COLLECTOR,
     Run,
     end_as_interrupted,
     environment,
@@ -36,7 +37,7 @@ from notebook_runs import (
     last_time,
     machine,
 )
-from notebooks import COLLECTOR, STOPPED, stage
+from notebooks import STOPPED, stage
 from tables import aligned, markdown
 
 from pfcore.runs.durations import duration

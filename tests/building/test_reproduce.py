@@ -327,7 +327,7 @@ def times(path, *runs, profile="quick", where="2 CPU cores"):
 
 def test_the_longest_run_first_and_the_collector_when_they_are_done():
     paths = [Path(f"{name}.ipynb") for name in ("claims", "short", "new", "long")]
-    groups = notebooks.split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
+    groups = notebook_runs.split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
     assert [[path.stem for path in group] for group in groups] == [
         ["new", "long", "short"],
         ["claims"],
