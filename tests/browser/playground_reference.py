@@ -18,12 +18,19 @@ from pfcore.flows import named_flow
 # The name of a landscape, a start and a learning rate.
 Setting = tuple[str, tuple[float, float], float]
 
+
+def _valley(params: jax.Array) -> jax.Array:
+    x, y = params
+    return 0.5 * (x + 0.5 * y) * y**2 + 0.025 * (x - 3) ** 2
+
+
 LANDSCAPES = {
     "quadratic": objectives.quadratic_form(np.diag([0.2, 2.0])),
     "banana": objectives.banana,
     "himmelblau": objectives.himmelblau.scaled(0.01),
     "double_well": objectives.double_well,
     "saddle": objectives.saddle,
+    "valley": _valley,
 }
 # More than the default: beside the branch point hλ = 1 pfcore's pace is slow for a while, and it
 # would give up on a few paths here that can be followed.
@@ -35,7 +42,7 @@ def _each(function: Callable, settings: Sequence[Setting]) -> Any:
 
     One after another: side by side, all would take as many steps as the slowest, some 10⁵.
     """
-    names = list(LANDSCAPES)
+    names = sorted({name for name, _, _ in settings})
 
     def at(which, start, h):
         branches = [LANDSCAPES[name] for name in names]
@@ -67,14 +74,17 @@ def regimes(learning_rate: float, eigenvalues: np.ndarray) -> list[Any]:
 
 def path(
     flow: str, settings: Sequence[Setting], num_steps: int, **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at t = kh, [settings, steps + 1, 2], and whether each path was completed."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Positions at t = kh, [settings, steps + 1, 2], and whether each path was completed.
+
+    And likewise the oscillation about the positions, None of flows without one.
+    """
 
     def follow(loss, start, h):
         followed = named_flow(flow, loss, h, **options)
         times = h * jnp.arange(num_steps + 1, dtype=h.dtype)
         path = pfcore.integrate(followed, start, times, rtol=1e-9, atol=1e-12, max_steps=MAX_STEPS)
-        return path.params, path.completed
+        return path.params, path.completed, path.oscillation
 
     return _each(follow, settings)
 

@@ -49,9 +49,11 @@ def _settle(page: Any) -> dict[str, Any]:
     return page.evaluate(STATE)
 
 
-def test_mouse_drags_the_start(playground):
+@pytest.mark.parametrize("example", ["Oscillating", "At the edge"])
+def test_mouse_drags_the_start(playground, example):
     with playground("desktop") as page:
-        before = page.evaluate(STATE)
+        page.click(f".pg-presets >> text={example}")
+        before = _settle(page)
         numbers = page.inner_text(".pg-curves"), page.inner_text("#pg-words")
         box = page.locator("#pg-map").bounding_box()
         page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.3 * box["height"])
@@ -100,7 +102,7 @@ def test_controls(playground):
         page.fill("#pg-x", "0.25")
         assert _settle(page)["x"] == 0.25
         page.uncheck("[data-curve=igr]")
-        assert _settle(page)["hidden"] == ["igr"]
+        assert "igr" in _settle(page)["hidden"]
         page.select_option("#pg-select", "double_well")
         page.select_option("#pg-branch", "principal")
         page.click("#pg-in")
@@ -128,6 +130,35 @@ def test_every_example_can_be_chosen(playground):
             button.click()
             _settle(page)
             assert button.get_attribute("aria-pressed") == "true"
+
+
+# How many pixels of the landscape have a colour near that of the two-frame flow's lines.
+WINE = """() => {
+  const map = document.querySelector("#pg-map");
+  const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
+  const near = i => [0x88, 0x22, 0x55].every((c, k) => Math.abs(pixels[i + k] - c) < 12);
+  let count = 0;
+  for (let i = 0; i < pixels.length; i += 4) count += near(i);
+  return count;
+}"""
+
+
+def test_both_frames_are_drawn_and_told(playground):
+    with playground("desktop") as page:
+        assert page.evaluate(WINE) == 0
+        page.click(".pg-presets >> text=At the edge")
+        assert _settle(page)["hidden"] == ["principal"]
+        page.wait_for_function("document.querySelector('#pg-words').innerText.startsWith('Valley')")
+        words = page.inner_text("#pg-words")
+        assert "two-frame flow 0.0" in words and "from the mean over the swing" in words
+        shown = page.evaluate(WINE)
+        page.uncheck("[data-curve=two_frame]")
+        assert "two_frame" in _settle(page)["hidden"]
+        assert page.evaluate(WINE) == 0 < 500 < shown
+        # A reader who chooses the landscape itself sees them, too.
+        page.select_option("#pg-select", "quadratic")
+        page.select_option("#pg-select", "valley")
+        assert "two_frame" not in _settle(page)["hidden"]
 
 
 def test_a_finger_drags_the_start_on_a_phone(playground):

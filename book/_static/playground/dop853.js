@@ -97,13 +97,14 @@
   }
 
   // Follow `field` from `state` to times h, 2h, …, numSteps·h.
-  // Returns positions there (NaN where not reached), a finer real path if `perStep` > 0, and
-  // whether the end was reached.
-  function follow(field, state, h, numSteps, perStep) {
+  // `groups`: which entries of the state have one error between them, and how small it need not be.
+  // `kept`: the entries that are returned.
+  // Returns these there (NaN where not reached), on a finer path if `perStep` > 0, and whether the
+  // end was reached.
+  function follow({ field, state, groups, kept }, h, numSteps, perStep) {
     const size = state.length;
-    const stride = size / 2; // 1: real, 2: complex
-    const at = [[state[0], state[stride]]];
-    const path = [state[0], state[stride]];
+    const at = [kept.map((c) => state[c])];
+    const path = [...at[0]];
     const end = numSteps * h;
     let t = 0;
     let step = h / 10;
@@ -134,15 +135,16 @@
       // `trial` is now the new state, and the last stage its slope.
       let error3 = 0;
       let error5 = 0;
-      for (let i = 0; i < size; i += stride) {
+      for (let i = 0; i < groups.length; i++) {
+        const { first, end, atol } = groups[i];
         let before = 0;
         let after = 0;
-        for (let c = i; c < i + stride; c++) {
+        for (let c = first; c < end; c++) {
           before += y[c] * y[c];
           after += trial[c] * trial[c];
         }
-        const scale = ATOL + RTOL * Math.sqrt(Math.max(before, after));
-        for (let c = i; c < i + stride; c++) {
+        const scale = atol + RTOL * Math.sqrt(Math.max(before, after));
+        for (let c = first; c < end; c++) {
           const e3 = combine(ERROR_3, c) / scale;
           const e5 = combine(ERROR_5, c) / scale;
           error3 += e3 * e3;
@@ -150,7 +152,7 @@
         }
       }
       const bottom = error5 + 0.01 * error3;
-      const error = bottom === 0 ? 0 : (dt * error5) / Math.sqrt(bottom * 2);
+      const error = bottom === 0 ? 0 : (dt * error5) / Math.sqrt(bottom * groups.length);
       taken += 1;
 
       if (error <= 1) {
@@ -163,10 +165,10 @@
               prepared = true;
             }
             const x = ((sample * h) / perStep - t) / dt;
-            path.push(interpolate(y, x, 0), interpolate(y, x, stride));
+            for (let i = 0; i < kept.length; i++) path.push(interpolate(y, x, kept[i]));
           }
           if (landing) {
-            path.push(trial[0], trial[stride]);
+            for (let i = 0; i < kept.length; i++) path.push(trial[kept[i]]);
             sample = next * perStep + 1;
           }
         }
@@ -176,7 +178,7 @@
           K[c] = K[48 + c];
         }
         if (landing) {
-          at.push([y[0], y[stride]]);
+          at.push(kept.map((c) => y[c]));
           next += 1;
         }
         // A step that was cut short to land says little about the next one's length.
@@ -195,11 +197,11 @@
       }
       if (hopeless) {
         completed = false;
-        path.push(y[0], y[stride]);
+        for (let i = 0; i < kept.length; i++) path.push(y[kept[i]]);
         break;
       }
     }
-    while (at.length <= numSteps) at.push([NaN, NaN]);
+    while (at.length <= numSteps) at.push(kept.map(() => NaN));
     return { at, path, completed, taken };
   }
 
@@ -226,5 +228,8 @@
     return y[c] + sum;
   }
 
-  Object.assign(playground, { follow });
+  // Entries from `first` to before `end`, with one error.
+  const together = (first, end, atol = ATOL) => ({ first, end, atol });
+
+  Object.assign(playground, { follow, together });
 })();

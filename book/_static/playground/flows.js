@@ -1,11 +1,11 @@
-// The playground's numbers, the same as those of pfcore: gradient descent, and three flows followed to
+// The playground's numbers, the same as those of pfcore: gradient descent, and five flows followed to
 // the times of its steps. `compute` and `coefficient` can be used on any page.
 
 (() => {
   "use strict";
 
   const playground = (window.pfcorePlayground ??= {});
-  const { LANDSCAPES, follow } = playground;
+  const { LANDSCAPES, centralFlow, follow, together, twoFrameFlow } = playground;
 
   // ---- φ(z) = log(1 − z)/z, as pfcore.stability.principal_coefficient
   //
@@ -188,6 +188,8 @@
     return [middle - spread, middle + spread];
   }
 
+  const sharpness = (landscape, x, y) => eigenvaluesAt(landscape, x, y)[1];
+
   // As pfcore.stability.regime.
   function regime(h, eigenvalue) {
     const z = h * eigenvalue;
@@ -205,10 +207,14 @@
     return phiR;
   }
 
-  // Positions at t = kh, k = 0 … numSteps, of gradient descent and the three flows; whether each
-  // flow could be followed to the end; eigenvalues of the Hessian at the start, ascending, and
-  // their regimes. `options.branch`: "continued" (default) or "principal";
-  // `options.perStep`: points per step of the finer paths, 0 (default) for none.
+  // Positions at t = kh, k = 0 … numSteps, of gradient descent and the flows; whether each flow
+  // could be followed to the end; eigenvalues of the Hessian at the start, ascending, and their
+  // regimes. `options.branch`: "continued" (default) or "principal"; `options.perStep`: points per
+  // step of the finer paths, 0 (default) for none.
+  // `oscillation` is what the two-frame flow carries beside its position, the centre of two frames,
+  // `predicted` the steps that both make, and `frames` both of them as finer paths. `targets` are what a flow's last position is to be
+  // compared with: gradient descent's last step, and for central flow, which models the mean of its
+  // oscillation, (w₋ + 2w + w₊)/4 with the step before and the step after.
   function compute(name, start, learningRate, numSteps, options = {}) {
     const landscape = LANDSCAPES[name];
     if (!landscape) throw new Error(`unknown landscape ${name}`);
@@ -217,12 +223,12 @@
     const perStep = options.perStep || 0;
     const [x, y] = start;
 
-    const gd = [[x, y]];
-    for (let k = 0; k < numSteps; k++) {
-      const [px, py] = gd[k];
+    const stepFrom = ([px, py]) => {
       landscape.derivatives(px, 0, py, 0, D);
-      gd.push([px - h * D[0], py - h * D[2]]);
-    }
+      return [px - h * D[0], py - h * D[2]];
+    };
+    const gd = [[x, y]];
+    for (let k = 0; k < numSteps; k++) gd.push(stepFrom(gd[k]));
     const eigenvalues = eigenvaluesAt(landscape, x, y);
     const found = {
       gd,
@@ -232,23 +238,51 @@
       eigenvalues,
       regimes: eigenvalues.map((value) => regime(h, value)),
     };
+    const real = { state: [x, y], groups: [together(0, 1), together(1, 2)], kept: [0, 1] };
     const flows = {
-      ngf: [ngfField(landscape), [x, y]],
-      igr: [igrField(landscape, h), [x, y]],
-      principal: [
-        principalField(landscape, h, options.branch !== "principal"),
-        [x, 0, y, 0],
-      ],
+      ngf: { field: ngfField(landscape), ...real },
+      igr: { field: igrField(landscape, h), ...real },
+      principal: {
+        field: principalField(landscape, h, options.branch !== "principal"),
+        state: [x, 0, y, 0],
+        groups: [together(0, 2), together(2, 4)],
+        kept: [0, 2],
+      },
+      two_frame: twoFrameFlow(landscape, h, [x, y], stepFrom),
     };
-    for (const [flow, [field, state]] of Object.entries(flows)) {
-      const followed = follow(field, state, h, numSteps, perStep);
+    for (const [flow, model] of Object.entries(flows)) {
+      const followed = follow(model, h, numSteps, perStep);
       found[flow] = followed.at;
       found.completed[flow] = followed.completed;
       found.paths[flow] = followed.path;
       found.numSteps[flow] = followed.taken;
     }
+    const central = centralFlow(landscape, h, [x, y], numSteps);
+    found.central = central.at;
+    found.completed.central = central.completed;
+    found.paths.central = central.path;
+
+    // Of the two-frame flow's states [C_x, C_y, A_x, A_y]
+    found.oscillation = found.two_frame.map((state) => state.slice(2));
+    found.two_frame = found.two_frame.map((state) => state.slice(0, 2));
+    found.predicted = found.two_frame.map((centre, k) =>
+      centre.map((value, axis) => value + (-1) ** k * found.oscillation[k][axis]),
+    );
+    const both = found.paths.two_frame;
+    found.paths.two_frame = [];
+    found.frames = { even: [], odd: [] };
+    for (let i = 0; i < both.length; i += 4) {
+      found.paths.two_frame.push(both[i], both[i + 1]);
+      found.frames.even.push(both[i] + both[i + 2], both[i + 1] + both[i + 3]);
+      found.frames.odd.push(both[i] - both[i + 2], both[i + 1] - both[i + 3]);
+    }
+    const last = gd[numSteps];
+    const [before, after] = [gd[numSteps - 1], stepFrom(last)];
+    const midpoint = last.map((value, axis) => (before[axis] + 2 * value + after[axis]) / 4);
+    found.targets = { central: midpoint };
+    for (const flow of Object.keys(flows)) found.targets[flow] = last;
     return found;
   }
 
-  Object.assign(playground, { coefficient, compute, regime });
+  Object.assign(playground, { coefficient, compute, regime, sharpness });
 })();

@@ -1,4 +1,4 @@
-// The playground's landscapes, as in pfcore.objectives.
+// The playground's landscapes, as in pfcore.objectives where that has them.
 
 (() => {
   "use strict";
@@ -6,8 +6,9 @@
   const playground = (window.pfcorePlayground ??= {});
 
   // `derivatives(xr, xi, yr, yi, out)` writes gradient and Hessian at complex parameters:
-  // out = [g_x, g_y, H_xx, H_xy, H_yy], real and imaginary parts in turn.
-  // `h`: lowest, highest and first learning rate.
+  // out = [g_x, g_y, H_xx, H_xy, H_yy], real and imaginary parts in turn. `third(x, y)` returns
+  // the third derivatives [E_xxx, E_xxy, E_xyy, E_yyy] at real ones.
+  // `h`: lowest, highest and first learning rate. `edge`: made to show the edge of stability.
 
   const LANDSCAPES = {
     quadratic: {
@@ -20,6 +21,7 @@
       start: [-1, 0.6],
       steps: 10,
       value: (x, y) => 0.1 * x * x + y * y,
+      third: () => [0, 0, 0, 0],
       derivatives(xr, xi, yr, yi, out) {
         out.fill(0);
         out[0] = 0.2 * xr;
@@ -40,6 +42,7 @@
       start: [-0.5, 0.5],
       steps: 20,
       value: (x, y) => (1 - x) ** 2 + 100 * (y - x * x) ** 2,
+      third: (x) => [2400 * x, -400, 0, 0],
       derivatives(xr, xi, yr, yi, out) {
         const sr = xr * xr - xi * xi;
         const si = 2 * xr * xi;
@@ -72,6 +75,7 @@
       start: [1, 1],
       steps: 5,
       value: (x, y) => 0.01 * ((x * x + y - 11) ** 2 + (x + y * y - 7) ** 2),
+      third: (x, y) => [0.24 * x, 0.04, 0.04, 0.24 * y],
       derivatives(xr, xi, yr, yi, out) {
         const xxr = xr * xr - xi * xi;
         const xxi = 2 * xr * xi;
@@ -103,6 +107,7 @@
       start: [0.2, 1],
       steps: 10,
       value: (x, y) => 0.25 * (x * x - 1) ** 2 + 0.5 * y * y,
+      third: (x) => [6 * x, 0, 0, 0],
       derivatives(xr, xi, yr, yi, out) {
         const sr = xr * xr - xi * xi;
         const si = 2 * xr * xi;
@@ -128,6 +133,7 @@
       start: [1, 0.02],
       steps: 10,
       value: (x, y) => 0.5 * (x * x - y * y),
+      third: () => [0, 0, 0, 0],
       derivatives(xr, xi, yr, yi, out) {
         out.fill(0);
         out[0] = xr;
@@ -136,6 +142,33 @@
         out[3] = -yi;
         out[4] = 1;
         out[8] = -1;
+      },
+    },
+    valley: {
+      label: "Valley",
+      formula: "E = ½ (x + ½ y) y² + 0.025 (x − 3)²",
+      window: [[1, 3.4], [-1, 1]],
+      minima: [[3, 0]],
+      h: [0.2, 1.4, 1],
+      log: false,
+      start: [1.8, 0.3],
+      steps: 21,
+      edge: true,
+      value: (x, y) => 0.5 * (x + 0.5 * y) * y * y + 0.025 * (x - 3) ** 2,
+      third: () => [0, 0, 1, 1.5],
+      derivatives(xr, xi, yr, yi, out) {
+        const yyr = yr * yr - yi * yi;
+        const yyi = 2 * yr * yi;
+        out[0] = 0.5 * yyr + 0.05 * (xr - 3);
+        out[1] = 0.5 * yyi + 0.05 * xi;
+        out[2] = xr * yr - xi * yi + 0.75 * yyr;
+        out[3] = xr * yi + xi * yr + 0.75 * yyi;
+        out[4] = 0.05;
+        out[5] = 0;
+        out[6] = yr;
+        out[7] = yi;
+        out[8] = xr + 1.5 * yr;
+        out[9] = xi + 1.5 * yi;
       },
     },
   };

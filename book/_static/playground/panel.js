@@ -69,8 +69,21 @@
         zoom: 3, cx: 2.1, cy: 1.6,
       },
     },
+    {
+      name: "At the edge",
+      note:
+        "The valley steepens to the right. Past hλ₀ = 2 gradient descent swings ever wider, until " +
+        "the swing drives it back. The two-frame flow does the same, one line for even steps and " +
+        "one for odd ones; central flow stops at the edge; NGF and IGR flow see none.",
+      view: {
+        landscape: "valley", x: 1.8, y: 0.3, h: 1, steps: 21, zoom: 1.6, cx: 2.15, cy: -0.05,
+      },
+      hidden: ["principal"],
+    },
   ];
   playground.PRESETS = PRESETS;
+  // Not drawn in an example unless it says otherwise: most are about the flows with one frame.
+  const HIDDEN = ["central", "two_frame"];
   const HINT =
     "Move the start or the learning rate. The page’s address holds the view, so that it can be " +
     "shared.";
@@ -86,7 +99,7 @@
         <input id="pg-rate" type="range" min="0" max="1000" step="1"></div>
       <div class="pg-field pg-slider"><span><label for="pg-steps">Steps</label>
         <output for="pg-steps" id="pg-steps-value"></output></span>
-        <input id="pg-steps" type="range" min="1" max="40" step="1"></div>
+        <input id="pg-steps" type="range" min="1" max="60" step="1"></div>
       <label class="pg-field" for="pg-branch"><span>Branch of PF</span>
         <select id="pg-branch"><option value="continued">continued</option>
         <option value="principal">principal</option></select></label>
@@ -110,6 +123,8 @@
         <table class="pg-table pg-curves">
           <thead><tr><th scope="col">Curve</th>
             <th scope="col">Distance to step <span id="pg-last"></span></th></tr></thead><tbody></tbody></table>
+        <p class="pg-footnote">* to the mean over the swing, (<i>w</i>₋ + 2<i>w</i> + <i>w</i>₊)/4, which
+          is what central flow models. Of the two-frame flow the step it predicts counts.</p>
       </section>
       <section class="pg-coefficients" aria-label="Coefficients">
         <p class="pg-title"><span>Re <i>α</i>(<i>z</i>): speed along an eigenvector</span></p>
@@ -227,7 +242,7 @@
         x: number("x", ...range[0]),
         y: number("y", ...range[1]),
         h: number("h", ...LANDSCAPES[name].h.slice(0, 2)),
-        steps: number("steps", 1, 40),
+        steps: number("steps", 1, 60),
         zoom: number("zoom", 1, 32),
         cx: number("cx", ...range[0]),
         cy: number("cy", ...range[1]),
@@ -275,10 +290,15 @@
       const head = document.createElement("th");
       head.scope = "row";
       const line = key === "gd" ? "stroke-width='1'" : `stroke-width='3' stroke-dasharray='${dash}'`;
-      const dot = key === "gd" ? "<circle cx='14' cy='6' r='4.5' stroke='none'/>" : "";
+      const more = {
+        gd: "<circle cx='14' cy='6' r='4.5' stroke='none'/>",
+        two_frame:
+          "<path d='M0 1V11H28V1Z' stroke='none' style='fill: var(--pg-band)'/>" +
+          "<path d='M0 1H28M0 11H28' stroke-width='1.4'/>",
+      };
       head.innerHTML = `<label><input type="checkbox" data-curve="${key}" checked>
         <svg width="28" height="12" aria-hidden="true" style="color: var(${color})"
-          fill="currentColor" stroke="currentColor"><path d="M0 6H28" ${line}/>${dot}</svg>
+          fill="currentColor" stroke="currentColor"><path d="M0 6H28" ${line}/>${more[key] ?? ""}</svg>
         <span>${name}</span></label>`;
       row.append(head);
       distanceCells[key] = row.insertCell();
@@ -299,16 +319,17 @@
     const countSteps = (n) => `${n} ${n === 1 ? "step" : "steps"}`;
     const finite = (position) => position.every(Number.isFinite);
 
-    // What became of a flow: its distance to gradient descent, or where it was lost.
+    // What became of a flow: its distance to gradient descent, or where it was lost. Of the two-frame
+    // flow the step that it predicts counts, and of central flow the distance to the steps' mean.
     function outcome(key) {
       const n = state.steps;
       if (!result.completed[key]) {
         const reached = result[key].filter((p, k) => k > 0 && finite(p)).length;
         return { lost: reached };
       }
-      const [x, y] = result[key][n];
-      const [gx, gy] = result.gd[n];
-      if (!finite(result.gd[n])) return { distance: Infinity, scale: 1 };
+      const [x, y] = (key === "two_frame" ? result.predicted : result[key])[n];
+      const [gx, gy] = result.targets[key];
+      if (!finite(result.targets[key])) return { distance: Infinity, scale: 1 };
       return { distance: Math.hypot(x - gx, y - gy), scale: Math.hypot(gx, gy) };
     }
 
@@ -335,7 +356,7 @@
         put(
           distanceCells[key],
           lost === undefined
-            ? formatDistance(distance, scale)
+            ? formatDistance(distance, scale) + (key === "central" ? " *" : "")
             : lost === 0 ? "lost in the first step ×" : `lost after ${countSteps(lost)} ×`,
         );
       }
@@ -387,13 +408,14 @@
       const lostFlows = [];
       for (const { key, name: flow } of MODELS) {
         const { lost, distance, scale } = outcome(key);
-        if (lost === undefined) told.push(`${flow} ${formatDistance(distance, scale)}`);
+        const from = key === "central" ? " (from the mean over the swing)" : "";
+        if (lost === undefined) told.push(`${flow} ${formatDistance(distance, scale)}${from}`);
         else lostFlows.push([flow, lost]);
       }
       parts.push(`Distance to gradient descent after the last step: ${told.join(", ")}.`);
       for (const [flow, lost] of lostFlows) {
         parts.push(
-          `${flow} could not be followed to the end: it was lost ` +
+          `${flow[0].toUpperCase()}${flow.slice(1)} could not be followed to the end: it was lost ` +
             `${lost === 0 ? "in the first step" : `after ${countSteps(lost)}`}.`,
         );
       }
@@ -455,6 +477,7 @@
     }
     inputs.landscape.addEventListener("change", () => {
       show({ ...viewOf(inputs.landscape.value), branch: state.branch });
+      if (landscape().edge) for (const key of HIDDEN) state.hidden.delete(key);
       changed();
     });
     inputs.branch.addEventListener("change", () => {
@@ -499,6 +522,7 @@
       button.addEventListener("click", () => {
         preset = item;
         show(item.view);
+        state.hidden = new Set(item.hidden ?? HIDDEN);
         changed({ keepPreset: true });
       });
       root.querySelector(".pg-presets").append(button);
@@ -593,6 +617,7 @@
     if (!readAddress()) {
       preset = PRESETS[0];
       show(preset.view);
+      state.hidden = new Set(HIDDEN);
     }
     render();
     describe();

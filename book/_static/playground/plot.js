@@ -4,15 +4,19 @@
   "use strict";
 
   const playground = (window.pfcorePlayground ??= {});
-  const { coefficient } = playground;
+  const { coefficient, sharpness } = playground;
 
   const FLOWS = [
     { key: "gd", name: "gradient descent", color: "--pg-gd" },
     { key: "ngf", name: "NGF", color: "--pg-ngf", dash: [] },
     { key: "igr", name: "IGR flow", color: "--pg-igr", dash: [7, 4] },
     { key: "principal", name: "PF", color: "--pg-pf", dash: [] },
+    { key: "central", name: "central flow", color: "--pg-central", dash: [2, 2] },
+    { key: "two_frame", name: "two-frame flow", color: "--pg-two-frame", dash: [] },
   ];
   const MODELS = FLOWS.slice(1);
+  // Those that move along an eigenvector at a multiple of the gradient.
+  const ONE_FRAME = MODELS.filter(({ key }) => key !== "central" && key !== "two_frame");
 
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -28,27 +32,23 @@
     return found;
   }
 
-  // Level lines of a landscape in a window as polylines [x0, y0, x1, y1, …] in its coordinates,
-  // evenly spaced in the cube root of the loss: marching squares, the pieces joined end to end.
-  function levelLines(landscape, [[x0, x1], [y0, y1]], columns, rows, count) {
+  // Lines on which a function has one of the values that `levels(lowest, highest)` lists, in a window,
+  // as polylines [x0, y0, x1, y1, …]: marching squares, the pieces joined end to end.
+  function levelLines(value, [[x0, x1], [y0, y1]], columns, rows, levels) {
     const across = columns + 1;
     const values = new Float64Array(across * (rows + 1));
     let low = Infinity;
     let high = -Infinity;
     for (let j = 0; j <= rows; j++) {
       for (let i = 0; i <= columns; i++) {
-        const root = Math.cbrt(
-          landscape.value(x0 + ((x1 - x0) * i) / columns, y0 + ((y1 - y0) * j) / rows),
-        );
-        values[j * across + i] = root;
-        low = Math.min(low, root);
-        high = Math.max(high, root);
+        const here = value(x0 + ((x1 - x0) * i) / columns, y0 + ((y1 - y0) * j) / rows);
+        values[j * across + i] = here;
+        low = Math.min(low, here);
+        high = Math.max(high, here);
       }
     }
-    const spacing = (high - low) / (count + 1);
     const lines = [];
-    for (let k = 1; k <= count; k++) {
-      const level = low + k * spacing;
+    for (const level of levels(low, high)) {
       // An edge of the grid has an even number if it is horizontal, an odd one if vertical; each is
       // crossed at most once, and joined to at most two others.
       const joined = new Map();
@@ -115,7 +115,7 @@
       const style = getComputedStyle(root);
       colors = {};
       for (const name of [
-        "gd", "ngf", "igr", "pf", "text", "muted", "line", "level", "paper", "warm", "cool", "star",
+        "gd", "ngf", "igr", "pf", "central", "two-frame", "band", "text", "muted", "line", "level", "paper", "warm", "cool", "star",
       ]) {
         colors[`--pg-${name}`] = style.getPropertyValue(`--pg-${name}`).trim();
       }
@@ -229,7 +229,11 @@
       context.strokeStyle = colors["--pg-level"];
       context.lineWidth = 1;
       context.lineJoin = "round";
-      for (const line of levelLines(landscape(), range, 198, 165, 14)) {
+      // Evenly spaced in the cube root of the loss.
+      const spaced = (low, high) =>
+        Array.from({ length: 14 }, (_, k) => low + ((k + 1) * (high - low)) / 15);
+      const root = (x, y) => Math.cbrt(landscape().value(x, y));
+      for (const line of levelLines(root, range, 198, 165, spaced)) {
         context.beginPath();
         for (let i = 0; i < line.length; i += 2) {
           context.lineTo(mapFrame.x(line[i]), mapFrame.y(line[i + 1]));
@@ -274,7 +278,7 @@
       context.clip();
       context.lineWidth = 2.2;
       context.lineJoin = "round";
-      for (const { key, color, dash } of MODELS) {
+      for (const { key, color, dash } of ONE_FRAME) {
         if (state.hidden.has(key)) continue;
         context.strokeStyle = colors[color];
         context.setLineDash(dash);
@@ -343,6 +347,82 @@
       context.fill();
     }
 
+    // Where the sharpness is 2/h.
+    function drawEdge(context, frame) {
+      const value = (x, y) => state.h * sharpness(landscape(), x, y);
+      const lines = levelLines(value, visible(), 66, 55, () => [2]);
+      context.strokeStyle = colors["--pg-muted"];
+      context.lineWidth = 1.4;
+      context.setLineDash([2, 4]);
+      for (const line of lines) {
+        trace(context, (i, axis) => line[2 * i + axis], line.length / 2, frame);
+      }
+      context.setLineDash([]);
+      if (!lines.length) return;
+      // Beside the end of the longest that is farthest up.
+      const line = lines.reduce((a, b) => (b.length > a.length ? b : a));
+      const ends = [0, line.length - 2];
+      const top = ends.reduce((a, b) => (line[b + 1] > line[a + 1] ? b : a));
+      context.font = `italic 13px ${colors.font}`;
+      context.textBaseline = "alphabetic";
+      const width = context.measureText("hλ₀ = 2").width;
+      const x = clamp(frame.x(line[top]) + 6, frame.left + 4, frame.right - width - 4);
+      const y = clamp(frame.y(line[top + 1]) - 8, frame.top + 16, frame.bottom - 6);
+      context.textAlign = "left";
+      write(context, "hλ₀ = 2", x, y, "--pg-muted");
+    }
+
+    // Steps are to lie on one frame and on the other in turn, the centre plus and minus A; the band
+    // between them is where gradient descent goes to and fro.
+    function drawFrames(context, frame, { even, odd }, color) {
+      const count = even.length / 2;
+      const point = (path, i) =>
+        [frame.x(path[2 * i]), frame.y(path[2 * i + 1])].map((value) => clamp(value, -3000, 3000));
+      context.fillStyle = colors["--pg-band"];
+      context.beginPath();
+      for (let i = 0; i + 1 < count; i += 4) {
+        const j = Math.min(i + 4, count - 1);
+        const corners = [point(even, i), point(even, j), point(odd, j), point(odd, i)];
+        // All turn the same way: where the band goes back over itself it stays filled.
+        const [[ax, ay], [bx, by], [cx, cy], [dx, dy]] = corners;
+        if ((cx - ax) * (dy - by) < (cy - ay) * (dx - bx)) corners.reverse();
+        context.moveTo(...corners[0]);
+        for (const corner of corners.slice(1)) context.lineTo(...corner);
+        context.closePath();
+      }
+      context.fill();
+      context.strokeStyle = colors[color];
+      context.lineWidth = 1.4;
+      for (const path of [even, odd]) {
+        trace(context, (i, axis) => path[2 * i + axis], count, frame);
+      }
+    }
+
+    // Where the frames are farthest apart in the picture, which is which.
+    function nameFrames(context, frame, { even, odd }, color) {
+      let farthest = 40; // pixels: nearer, there is no room
+      let at = -1;
+      for (let i = 0; i < even.length; i += 2) {
+        const xs = [frame.x(even[i]), frame.x(odd[i])];
+        const ys = [frame.y(even[i + 1]), frame.y(odd[i + 1])];
+        const apart = Math.abs(ys[0] - ys[1]);
+        const seen =
+          Math.min(...xs) > frame.left && Math.max(...xs) < frame.right &&
+          Math.min(...ys) > frame.top + 22 && Math.max(...ys) < frame.bottom - 22;
+        if (seen && apart > farthest) [farthest, at] = [apart, i];
+      }
+      if (at < 0) return;
+      context.font = `600 13px ${colors.font}`;
+      context.textBaseline = "middle";
+      context.textAlign = "center";
+      const above = even[at + 1] > odd[at + 1] ? 1 : -1;
+      for (const [path, name, side] of [[even, "even steps", above], [odd, "odd steps", -above]]) {
+        const half = context.measureText(name).width / 2;
+        const x = clamp(frame.x(path[at]), frame.left + half + 4, frame.right - half - 4);
+        write(context, name, x, frame.y(path[at + 1]) - 15 * side, color);
+      }
+    }
+
     function drawMap(size, result) {
       const context = map.getContext("2d");
       const frame = mapFrame;
@@ -356,8 +436,10 @@
       context.clip();
       context.lineJoin = "round";
       context.lineCap = "butt";
+      drawEdge(context, frame);
       for (const { key, color, dash } of MODELS) {
         if (state.hidden.has(key)) continue;
+        if (key === "two_frame") drawFrames(context, frame, result.frames, color);
         const path = result.paths[key];
         context.strokeStyle = colors[color];
         context.fillStyle = colors[color];
@@ -365,7 +447,7 @@
         context.setLineDash(dash);
         trace(context, (i, axis) => path[2 * i + axis], path.length / 2, frame);
         context.setLineDash([]);
-        dots(context, frame, result[key], 3);
+        dots(context, frame, key === "two_frame" ? result.predicted : result[key], 3);
       }
       if (!state.hidden.has("gd")) {
         context.strokeStyle = colors["--pg-gd"];
@@ -374,6 +456,8 @@
         trace(context, (i, axis) => result.gd[i][axis], result.gd.length, frame);
         dots(context, frame, result.gd, 4);
       }
+      const { color: ofFrames } = FLOWS.find(({ key }) => key === "two_frame");
+      if (!state.hidden.has("two_frame")) nameFrames(context, frame, result.frames, ofFrames);
       // A cross where a flow was lost.
       context.lineWidth = 2.6;
       for (const { key, color } of MODELS) {
@@ -442,7 +526,7 @@
         context.setLineDash([]);
         const outside = z < ALPHA_RANGE[0][0] ? -1 : z > ALPHA_RANGE[0][1] ? 1 : 0;
         if (!outside) {
-          for (const { key, color } of MODELS) {
+          for (const { key, color } of ONE_FRAME) {
             const y = frame.y(coefficient(key, z));
             if (state.hidden.has(key) || !(y > frame.top && y < frame.bottom)) continue;
             context.fillStyle = colors[color];
@@ -467,7 +551,7 @@
         write(context, text, left, bottom, "--pg-text");
       });
       context.font = `600 13px ${colors.font}`;
-      for (const { key, name, color } of MODELS) {
+      for (const { key, name, color } of ONE_FRAME) {
         if (state.hidden.has(key)) continue;
         const [z, value] = LABELS_AT[key];
         write(context, name, frame.x(z), frame.y(value) + 4, color);
