@@ -170,12 +170,18 @@ quick: UNIT := -m "not slow and not weekly" pfcore $(SCIENCE)
 quick: timed lint types unit html pages  ## the checks that take a few minutes
 	$(call passed,quick)
 
-lint: $(STAMP)  ## style of code and notebooks
+lint: $(STAMP)  ## style of code, scripts and notebooks
 	$(call check,lint,ruff)
 	@"$(BIN)/ruff" check --quiet .
 	@"$(BIN)/ruff" format --quiet --check --diff .
-	@echo "== lint: who imports whom"
 	@mkdir -p "$(BUILD)"
+	@echo "== lint: the pages' scripts and styles"
+	@if [ -x "$(BIN)/biome" ]; then \
+	  "$(BIN)/biome" lint --error-on-warnings >"$(BUILD)/biome.log" 2>&1 || { cat "$(BUILD)/biome.log"; exit 1; }; \
+	else \
+	  echo "   not checked: there is no biome for this kind of machine"; \
+	fi
+	@echo "== lint: who imports whom"
 	@"$(BIN)/lint-imports" --no-cache >"$(BUILD)/imports.log" 2>&1 || { cat "$(BUILD)/imports.log"; exit 1; }
 	@echo "== lint: notebooks run in order, stored normalised"
 	@"$(BIN)/python" tools/notebooks.py check

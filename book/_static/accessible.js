@@ -90,7 +90,7 @@
   window.addEventListener("afterprint", () => { root.dataset.theme = shown; });
 
   window.addEventListener("load", async () => {
-    if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+    await window.MathJax?.startup?.promise;
     await document.fonts.ready;
     mark();
     new ResizeObserver(mark).observe(document.body);

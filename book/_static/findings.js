@@ -53,7 +53,7 @@
   function openTarget() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
-    if (target.hidden) document.querySelectorAll(".report-filter").forEach((box) => box.showAll());
+    if (target.hidden) for (const box of document.querySelectorAll(".report-filter")) box.showAll();
     const folded = target.closest("details:not([open])");
     if (!folded) return;
     for (let at = target; at; at = at.parentElement) if (at.matches("details")) at.open = true;

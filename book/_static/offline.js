@@ -126,7 +126,7 @@
       await keep((done, all) => Object.assign(bar, {value: done, max: all}));
       await register();
       // Else the browser may drop the copy when it wants room.
-      if (navigator.storage && navigator.storage.persist) await navigator.storage.persist();
+      await navigator.storage?.persist?.();
       await present(place);
     } catch (error) {
       show(

@@ -4,7 +4,8 @@
 (() => {
   "use strict";
 
-  const playground = (window.pfcorePlayground ??= {});
+  window.pfcorePlayground ??= {};
+  const playground = window.pfcorePlayground;
   const { together } = playground;
 
   // ---- the two-frame flow: steps are C + (−1)ᵏ A, and the state is [C_x, C_y, A_x, A_y]

@@ -4,7 +4,8 @@
 (() => {
   "use strict";
 
-  const playground = (window.pfcorePlayground ??= {});
+  window.pfcorePlayground ??= {};
+  const playground = window.pfcorePlayground;
   const { LANDSCAPES, centralFlow, follow, together, twoFrameFlow } = playground;
 
   // ---- φ(z) = log(1 − z)/z, as pfcore.stability.principal_coefficient

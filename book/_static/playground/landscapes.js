@@ -3,7 +3,8 @@
 (() => {
   "use strict";
 
-  const playground = (window.pfcorePlayground ??= {});
+  window.pfcorePlayground ??= {};
+  const playground = window.pfcorePlayground;
 
   // `derivatives(xr, xi, yr, yi, out)` writes gradient and Hessian at complex parameters:
   // out = [g_x, g_y, H_xx, H_xy, H_yy], real and imaginary parts in turn. `third(x, y)` returns

@@ -7,7 +7,8 @@
 (() => {
   "use strict";
 
-  const playground = (window.pfcorePlayground ??= {});
+  window.pfcorePlayground ??= {};
+  const playground = window.pfcorePlayground;
   const { FLOWS, LANDSCAPES, MODELS, clamp, compute, createPlots } = playground;
 
   const PRESETS = [

@@ -3,7 +3,8 @@
 (() => {
   "use strict";
 
-  const playground = (window.pfcorePlayground ??= {});
+  window.pfcorePlayground ??= {};
+  const playground = window.pfcorePlayground;
   const { coefficient, sharpness } = playground;
 
   const FLOWS = [
