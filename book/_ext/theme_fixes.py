@@ -6,52 +6,42 @@ into every page, `const` declarations twice where a page is written twice, and n
 another server.
 """
 
-import re
 from typing import Any
 
+from _ext.common import mending
+
 # What is replaced, by what.
-_MENDS = (
+MENDS: dict[str, mending.Replacement] = {
     # The book's name and its list of pages are outside every landmark.
-    (
-        r'<div class="bd-sidebar-primary bd-sidebar',
-        r'<div role="region" aria-label="Book" class="bd-sidebar-primary bd-sidebar',
+    r'<div class="bd-sidebar-primary bd-sidebar': (
+        r'<div role="region" aria-label="Book" class="bd-sidebar-primary bd-sidebar'
     ),
-    (
-        r'<nav class="bd-toc-nav page-toc">',
-        r'<nav class="bd-toc-nav page-toc" aria-label="On this page">',
+    r'<nav class="bd-toc-nav page-toc">': (
+        r'<nav class="bd-toc-nav page-toc" aria-label="On this page">'
     ),
     # A label that hides what the reader sees: "Show code cell source".
-    (r'<summary aria-label="Toggle hidden content">', r"<summary>"),
+    r'<summary aria-label="Toggle hidden content">': r"<summary>",
     # An arrow in the list of pages, which says nothing.
-    (r'<summary>(<span class="toctree-toggle")', r'<summary aria-label="Pages below">\1'),
+    r'<summary>(<span class="toctree-toggle")': r'<summary aria-label="Pages below">\1',
     # A list holds list items; the role of an entry in a bibliography is deprecated.
-    (r'role="doc-biblioentry"', r'role="listitem"'),
-    # A signature on several lines is no list of definitions.
-    (r'<dl>(?=\s*<dd><em class="sig-param">)', r'<dl role="none">'),
-    (r'<dd>(?=<em class="sig-param">)', r'<dd role="none">'),
+    r'role="doc-biblioentry"': r'role="listitem"',
     # An icon says nothing; its button has a label.
-    (
-        r'<(i|span) class="((?:theme-switch )?fa[a-z]?[ -][^"]*)"',
-        r'<\1 aria-hidden="true" class="\2"',
+    r'<(i|span) class="((?:theme-switch )?fa[a-z]?[ -][^"]*)"': (
+        r'<\1 aria-hidden="true" class="\2"'
     ),
     # Icons come as a font and once more as a script of 1.5 MB, which every page would run.
-    (r'<script src="[^"]*/fontawesome/[^"]*/all\.min\.js[^"]*"></script>', ""),
+    r'<script src="[^"]*/fontawesome/[^"]*/all\.min\.js[^"]*"></script>': "",
     # Pages read from a folder may not ask for a font ahead of its use.
-    (r'<link rel="preload" as="font"[^>]*/fontawesome/[^>]*>', ""),
-)
-
-
-def mend(page: str) -> str:
-    """The page with what the theme does badly put right."""
-    for found, better in _MENDS:
-        page = re.sub(found, better, page)
-    return page
+    r'<link rel="preload" as="font"[^>]*/fontawesome/[^>]*>': "",
+}
 
 
 def _mend_all(app: Any) -> None:
     templates = getattr(app.builder, "templates", None)
     if templates is None:  # this builder writes no pages
         return
+    mend = mending.Mends(MENDS)
+    mend.watch(app)
     render = templates.render
     templates.render = lambda template, context: mend(render(template, context))
 

@@ -23,6 +23,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 
+from _ext.common import mending
 from _ext.common.nodes import reference
 
 MARKUP = re.compile(
@@ -143,18 +144,25 @@ def _field(field: dataclasses.Field[Any]) -> str:
 
 # Sphinx writes arguments on lines of their own as a list of definitions without terms, which
 # readers who listen to the page are warned of.
-ARGUMENTS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
+ARGUMENTS = r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>'
 
 
-def _plain_arguments(
-    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
-) -> None:
-    def plain(match: re.Match[str]) -> str:
-        lines = match[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
-        return f'{match[1]}<div class="sig-arguments">{lines}</div>'
+def _plain(match: re.Match[str]) -> str:
+    lines = match[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
+    return f'{match[1]}<div class="sig-arguments">{lines}</div>'
 
-    if "body" in context:
-        context["body"] = ARGUMENTS.sub(plain, context["body"])
+
+def _plain_arguments(app: Any) -> None:
+    mend = mending.Mends({ARGUMENTS: _plain})
+    mend.watch(app)
+
+    def replace(
+        app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+    ) -> None:
+        if "body" in context:
+            context["body"] = mend(context["body"])
+
+    app.connect("html-page-context", replace)
 
 
 # ---- names in backticks
@@ -313,7 +321,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
     app.connect("autodoc-process-signature", _call_of)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("html-page-context", _plain_arguments)
+    _plain_arguments(app)
     app.add_node(api_name)
     app.add_role("api", _api_role)
     app.add_post_transform(Links)
