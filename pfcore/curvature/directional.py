@@ -44,13 +44,13 @@ class DirectionalSharpness(NamedTuple):
       rounding: how far the rounding of the product may have moved it.
       critical_learning_rate: $2\,(-g^\top u)/(u^\top H u)$, at which the quadratic model of the
         loss along $\theta + hu$ is back at its start; 2/value for the gradient itself. Infinite
-        where the curvature is not positive, negative where u ascends, NaN where the curvature has
-        no gradient.
+        where the curvature is not positive, negative where u ascends, NaN for $u = 0$. None for a
+        curvature that has no gradient, such as `fisher` or `symmetric`: it belongs to no loss.
     """
 
     value: Float[Array, ""]
     rounding: Float[Array, ""]
-    critical_learning_rate: Float[Array, ""]
+    critical_learning_rate: Float[Array, ""] | None
 
 
 def _along(at: Flat, update: jax.Array) -> DirectionalSharpness:
@@ -61,16 +61,15 @@ def _along(at: Flat, update: jax.Array) -> DirectionalSharpness:
     # A product is off by some roundings of ‖H‖, of which ‖Hu‖ is what is known.
     lost = rounding(norm(image).astype(value.dtype))
     if at.gradient is None:
-        critical = jnp.full_like(value, jnp.nan)
-    else:
-        # Lengths and directions apart, and no quotient of a quotient, of which XLA would divide by
-        # the product: they leave the range of the precision with the unit of the loss.
-        steepest = norm(at.gradient).astype(size.dtype)
-        cosine = -jnp.vdot(normalised(at.gradient, steepest, steepest > 0), direction)
-        positive = value > 0
-        bend = 2 * cosine / jnp.where(positive, value, 1)
-        critical = (steepest / jnp.where(size > 0, size, 1)) * bend
-        critical = jnp.where(positive, critical, jnp.inf)
+        return DirectionalSharpness(value, lost, None)
+    # Lengths and directions apart, and no quotient of a quotient, of which XLA would divide by
+    # the product: they leave the range of the precision with the unit of the loss.
+    steepest = norm(at.gradient).astype(size.dtype)
+    cosine = -jnp.vdot(normalised(at.gradient, steepest, steepest > 0), direction)
+    positive = value > 0
+    bend = 2 * cosine / jnp.where(positive, value, 1)
+    critical = (steepest / jnp.where(size > 0, size, 1)) * bend
+    critical = jnp.where(positive, critical, jnp.inf)
     return DirectionalSharpness(value, lost, jnp.where(size > 0, critical, jnp.nan))
 
 

@@ -84,6 +84,18 @@ def test_directions_without_a_quotient():
         curvature.directional_sharpness(lambda x: jnp.sum(x**2), jnp.ones(2), jnp.ones(3))
 
 
+def test_curvature_without_a_gradient_has_no_critical_rate():
+    """None, and not NaN, which JAX may be asked to stop at; within compiled functions, too."""
+    matrix = curvature.symmetric(lambda x, v: jnp.asarray([3.0, 1.0]) * v)
+    x = jnp.asarray([2.0, 0.0])
+    for found in (
+        curvature.directional_sharpness(matrix, x, x),
+        jax.jit(lambda x: curvature.directional_sharpness(matrix, x, x))(x),
+    ):
+        assert found.critical_learning_rate is None
+        assert float(found.value) == pytest.approx(3) and float(found.rounding) > 0
+
+
 # ---- the loss along a step
 
 WEIGHTS = jnp.asarray([8.0, 3.0, 1.0])

@@ -253,6 +253,13 @@ c.function_product(jnp.exp, loss, x, x), c.apply_function(jnp.exp, loss, x, x, d
 c.trace(loss, x, key=key, num_probes=2), c.trace(loss, x, key=key, num_probes=2, method="xtrace")
 c.diagonal(loss, x, key=key, num_probes=2), c.spectrum(loss, x)
 c.track(loss, jnp.stack([x, x]), 2, key=key), c.spectrum(*c.subset(loss, x, d > 1))
+own = c.symmetric(lambda p, v: d * v, positive_semidefinite=True)
+for matrix in (own, c.empirical_fisher(lambda x: d * x * x), c.preconditioned(loss, d)):
+    c.top_eigenpairs(matrix, x, 1, key=key), c.directional_sharpness(matrix, x, x)
+    c.log_determinant(matrix, x, damping=0.1, key=key, num_probes=2)
+    c.effective_dimension(matrix, x, damping=0.1, key=key, num_probes=2)
+c.directional_sharpness(loss, x), c.critical_learning_rate(loss, x, -d * x).value
+c.minibatch_sharpness(lambda x, b: jnp.mean(b) * loss(x), x, [x, d])
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
