@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from pfcore import curvature
@@ -433,6 +435,26 @@ def test_multiple_eigenvalue_has_no_derivative():
     assert float(top(double)) == pytest.approx(5, rel=1e-5)
 
 
+def test_gauss_newton_product_is_no_dearer_than_a_hessian_product():
+    """Counted by the compiler, with what does not depend on the vector kept."""
+    inputs, targets = jnp.ones((32, 12)), jnp.ones((32, 5))
+    params = {"w": jnp.ones((12, 20)), "u": jnp.ones((20, 20)), "v": jnp.ones((20, 5))}
+
+    def predict(p):
+        return jnp.tanh(jnp.tanh(inputs @ p["w"]) @ p["u"]) @ p["v"]
+
+    def of_outputs(y):
+        return mean_squared_error(y, targets)
+
+    def flops(matrix):
+        product = curvature.linearized_hvp(matrix, params)[1]
+        return jax.jit(product).lower(params).compile().cost_analysis()["flops"]
+
+    hessian = flops(lambda p: of_outputs(predict(p)))
+    assert flops(curvature.gauss_newton(predict, of_outputs)) < 0.8 * hessian
+    assert flops(curvature.fisher(predict, "cross_entropy")) < 0.85 * hessian
+
+
 # ---- what is known of positive semidefinite ones
 
 
@@ -454,6 +476,30 @@ def test_functions_are_asked_for_at_eigenvalues_of_at_least_zero():
     found = curvature.log_determinant(matrix, x, damping=1e-2, key=KEY, num_probes=400)
     exact = np.sum(np.log(np.maximum(values, 0) + 1e-2))
     assert abs(float(found.mean) - exact) < 4 * float(found.standard_error)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", NAMES[:5])
+def test_positive_ones_have_roots_and_volumes_within_their_errors(name):
+    matrices, params = small()
+    matrix = matrices[name]
+    values, vectors = np.linalg.eigh(flat_dense(matrix, params))
+    values = values.clip(0)
+    damping = 0.1 * values[-1]
+    vector = ravel_pytree(params)[0]
+    root = curvature.function_product(lambda x: (x + damping) ** -0.5, matrix, params, params)
+    expected = vectors @ ((values + damping) ** -0.5 * (vectors.T @ vector))
+    off = np.linalg.norm(ravel_pytree(root.value)[0] - expected)
+    assert bool(root.converged)
+    assert off <= float(root.error) + 1e-12 * np.linalg.norm(expected)
+    options = {"damping": damping, "key": KEY, "num_probes": 60}
+    for routine, true in (
+        (curvature.effective_dimension, np.sum(values / (values + damping))),
+        (curvature.log_determinant, np.sum(np.log(values + damping))),
+    ):
+        found = routine(matrix, params, **options)
+        assert abs(float(found.mean) - true) <= 4 * float(found.standard_error)
+        assert float(found.standard_error) < 0.2 * len(vector)
 
 
 def test_promise_that_does_not_hold_gives_no_number():
@@ -493,6 +539,59 @@ def test_answers_do_not_depend_on_the_unit():
     np.testing.assert_allclose(curvature.spectrum(scaled, x), expected["spectrum"], rtol=1e-4)
     pairs = curvature.top_eigenpairs(scaled, x, 2, key=KEY)
     np.testing.assert_allclose(pairs.values, expected["values"], rtol=1e-4)
+
+
+def in_unit(name, unit):
+    """A curvature of a network's data, measured in some unit; some know its root alone."""
+    factor, x = jnp.asarray(SMALL["inputs"] @ SMALL["w"], jnp.float32), jnp.sqrt(unit)
+    predict = lambda w: jnp.tanh(factor @ w)  # noqa: E731
+    ones = {"w": jnp.ones(3)}
+    scale = jax.tree.map(lambda leaf: x * (leaf + jnp.arange(3.0) / 3), ones)
+    half = lambda y: unit * jnp.sum(y**2) / 2  # noqa: E731
+    matrix = jnp.asarray(turned(3.0, 1.0, -0.5), jnp.float32)
+    kinds = {
+        "gauss_newton": curvature.gauss_newton(lambda p: predict(p["w"]), half),
+        "fisher": curvature.fisher(lambda p: x * predict(p["w"])[:, None], "mse"),
+        "Monte Carlo fisher": curvature.fisher(
+            lambda p: x * predict(p["w"])[:, None], "mse", samples=2, key=KEY
+        ),
+        "empirical_fisher": curvature.empirical_fisher(lambda p: x * predict(p["w"])),
+        "preconditioned": curvature.preconditioned(
+            curvature.gauss_newton(lambda p: predict(p["w"]), lambda y: jnp.sum(y**2) / 2), scale
+        ),
+        "preconditioned Hessian": curvature.preconditioned(
+            lambda p: jnp.sum(predict(p["w"]) ** 2) / 2, scale
+        ),
+        "symmetric": curvature.symmetric(lambda p, v: {"w": unit * (matrix @ v["w"])}),
+    }
+    return kinds[name], {"w": jnp.asarray([0.3, -0.2, 0.5])}
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def numbers_in_unit(name, unit):
+    matrix, params = in_unit(name, unit)
+    pairs = curvature.top_eigenpairs(matrix, params, 1, key=KEY)
+    trace = curvature.trace(matrix, params, key=KEY, num_probes=3)
+    along = curvature.directional_sharpness(matrix, params, params)
+    spectrum = curvature.spectrum(matrix, params)
+    return jnp.stack([pairs.values[0], trace.mean, along.value, *spectrum]), pairs.converged[0]
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(NAMES), st.integers(-28, 28))
+@example("fisher", -28)
+@example("empirical_fisher", 28)
+@example("Monte Carlo fisher", 28)
+def test_every_curvature_in_any_unit(name, power):
+    """Numbers of the matrix times the unit are the unit times its numbers."""
+    unit = 10.0**power
+    (one, _), (found, converged) = (
+        numbers_in_unit(name, jnp.asarray(u, jnp.float32)) for u in (1.0, unit)
+    )
+    assert bool(converged)
+    one, found = np.asarray(one, float), np.asarray(found, float) / unit
+    np.testing.assert_allclose(found, one, rtol=1e-3, atol=1e-4 * np.max(np.abs(one)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -744,6 +843,24 @@ def test_curvatures_are_no_losses():
 
 
 # ---- an independent library
+
+
+@pytest.mark.usefixtures("x64")
+def test_lanczos_of_matfree_sees_the_same_matrix():
+    """From the same start, and as deep as there are dimensions: all eigenvalues."""
+    decomp = pytest.importorskip("matfree.decomp")
+    matrices, params = small()
+    flat, unravel = ravel_pytree(params)
+    for name in ("gauss_newton", "empirical_fisher", "preconditioned Hessian"):
+        product = curvature.linearized_hvp(matrices[name], params)[1]
+        tridiagonal = decomp.tridiag_sym(flat.size, reortho="full")
+        theirs = tridiagonal(lambda v: ravel_pytree(product(unravel(v)))[0], flat).J_small  # noqa: B023
+        ours = np.asarray(curvature.spectrum(matrices[name], params))
+        # Lanczos stops at an invariant space: what it has are eigenvalues, the largest among them.
+        found = np.linalg.eigvalsh(np.asarray(theirs))
+        assert found[-1] == pytest.approx(ours[-1], rel=1e-9)
+        gaps = np.min(np.abs(found[:, None] - ours[None]), axis=1)
+        assert np.max(gaps) < 1e-6 * ours[-1]
 
 
 @pytest.mark.usefixtures("x64")
