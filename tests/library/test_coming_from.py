@@ -90,6 +90,14 @@ def test_lines_give_the_numbers_of_the_dense_matrices(tool, names):
             elif what == "A product":
                 flat, product = (ravel_pytree(x)[0] for x in (names["params"], value))
                 np.testing.assert_allclose(product, dense(names)[1] @ flat, rtol=1e-3, atol=1e-5)
+            elif what == "and its inverse":  # block by block: 15 numbers each
+                flat = np.asarray(ravel_pytree(names["params"])[0], float)
+                for at, name in ((slice(0, 15), "first"), (slice(15, 30), "last")):
+                    block = dense(names)[1][at, at] + 0.1 * np.eye(15)
+                    found = np.asarray(value[name].value[name]).ravel()
+                    off = np.linalg.norm(found - np.linalg.solve(block, flat[at]))
+                    assert bool(value[name].converged)
+                    assert off < 1e-4 * np.linalg.norm(found) + float(value[name].error)
             elif what.startswith("and"):  # of the last layer, the last 15 of all
                 block = np.linalg.eigvalsh(dense(names)[0 if tool != "curvlinops" else 1][15:, 15:])
                 found = value if tool == "curvlinops" else value.values[::-1]
