@@ -122,27 +122,48 @@ def _bends(
     return jax.lax.fori_loop(jnp.int32(0), count * (count + 1) // 2, add, nothing)
 
 
-def _astray(
-    loss: Loss,
-    params: Params,
-    vectors: Float[Array, "k n"],
-    count: jax.Array,
-    foreseen: Float[Array, " k"],
-    learning_rate: jax.Array,
-) -> Float[Array, ""]:
-    r"""How far the first `count` curvatures $u_i^\top H u_i$ are from what was foreseen.
+def _curvatures(
+    loss: Loss, params: Params, vectors: Float[Array, "k n"], count: jax.Array
+) -> tuple[Float[Array, " n"], Float[Array, "k k"]]:
+    r"""The gradient, and $u_i^\top H u_j$ of the first `count` vectors; zeros for the rest."""
+    flat, unravel = ravel(params)
+    gradient, product = jax.linearize(jax.grad(lambda x: loss(unravel(x))), flat)
 
-    Relative to $2/h$; zero where that is no more than `ASTRAY`, as it is in sound steps.
-    """
+    def add(i: jax.Array | int, bends: jax.Array) -> jax.Array:
+        row = jnp.matmul(vectors, product(vectors[i]), precision="highest")
+        return bends.at[i].set(row)
+
+    k = len(vectors)
+    bends = jax.lax.fori_loop(jnp.int32(0), count, add, jnp.zeros((k, k), flat.dtype))
+    critical = jnp.arange(k, dtype=jnp.int32) < count
+    return gradient, jnp.where(critical & critical[:, None], (bends + bends.T) / 2, 0)
+
+
+def _along(
+    loss: Loss, params: Params, vectors: Float[Array, "k n"], count: jax.Array
+) -> Float[Array, " k"]:
+    r"""$u_i^\top H u_i$ of the first `count` vectors; zeros for the rest."""
     flat, _ = ravel(params)
     bend = _bend(loss, params)
 
-    def add(i: jax.Array | int, off: jax.Array) -> jax.Array:
-        value = bend(flat, vectors[i], vectors[i]).astype(off.dtype)
-        return jnp.maximum(off, jnp.abs(value - foreseen[i]))
+    def add(i: jax.Array | int, values: jax.Array) -> jax.Array:
+        return values.at[i].set(bend(flat, vectors[i], vectors[i]).astype(flat.dtype))
 
-    off = jax.lax.fori_loop(jnp.int32(0), count, add, jnp.zeros((), foreseen.dtype))
-    off = off * learning_rate / 2
+    return jax.lax.fori_loop(jnp.int32(0), count, add, jnp.zeros(len(vectors), flat.dtype))
+
+
+def _off(
+    bends: Float[Array, " k"],
+    foreseen: Float[Array, " k"],
+    count: jax.Array,
+    learning_rate: jax.Array,
+) -> Float[Array, ""]:
+    r"""How far the first `count` curvatures are from what was foreseen, relative to $2/h$.
+
+    Zero where that is no more than `ASTRAY`, as it is in sound steps.
+    """
+    critical = jnp.arange(len(bends), dtype=jnp.int32) < count
+    off = jnp.max(jnp.where(critical, jnp.abs(bends - foreseen), 0)) * learning_rate / 2
     return jnp.where(off <= ASTRAY, 0, off)
 
 
@@ -177,16 +198,29 @@ def _step(
         """The larger, NaN included; but what follows a step that went astray says nothing."""
         return jnp.where(residual > ASTRAY, residual, jnp.maximum(residual, found))
 
-    def substep(i: jax.Array | int, at: CentralState) -> CentralState:
-        del i
-        at = refreshed(at) if refresh == "substep" else at
-        vectors = ravelled_rows(at.tracker.pairs.vectors).astype(dtype)
+    def vectors_of(at: CentralState) -> Float[Array, "k n"]:
+        return ravelled_rows(at.tracker.pairs.vectors).astype(dtype)
+
+    def substep(
+        slopes: jax.Array | None,
+        i: jax.Array | int,
+        carry: tuple[CentralState, Float[Array, " k"]],
+    ) -> tuple[CentralState, Float[Array, " k"]]:
+        at, foreseen = carry
         flat, _ = ravel(at.params)
-        gradient = jax.grad(lambda x: loss(unravel(x)))(flat)
-        bends, slopes = _bends(loss, at.params, vectors, at.num_critical)
+        if slopes is None:
+            at = refreshed(at)
+            gradient = jax.grad(lambda x: loss(unravel(x)))(flat)
+            bends, slopes = _bends(loss, at.params, vectors_of(at), at.num_critical)
+            bends = bends[place]
+        else:
+            gradient, bends = _curvatures(loss, at.params, vectors_of(at), at.num_critical)
+            # The same vectors as one substep before: whether that one did what was foreseen.
+            off = jnp.where(i > 0, _off(jnp.diag(bends), foreseen, at.num_critical, h), 0)
+            at = at._replace(residual=worse(at.residual, off))
         # The slack 2/h - H on the critical directions, at the end of this substep.
         along = jnp.matmul(slopes, gradient, precision="highest")
-        drift = (length * along - bends)[place]
+        drift = length * along[place] - bends
         reaction = length / 2 * jnp.matmul(slopes, slopes.T, precision="highest")
         reaction = reaction[place[:, :, None, None], place]
         found = solve(
@@ -199,13 +233,27 @@ def _step(
         push = jnp.matmul(weights, slopes, precision="highest") / 2
         params = unravel(flat - length.astype(flat.dtype) * (gradient + push))
         foreseen = -jnp.diag(drift + jnp.einsum("ijkl,kl->ij", reaction, found.X))
-        off = _astray(loss, params, vectors, at.num_critical, foreseen, h)
-        residual = worse(worse(at.residual, found.residual), off)
-        return at._replace(params=params, variance=found.X, residual=residual)
+        at = at._replace(
+            params=params, variance=found.X, residual=worse(at.residual, found.residual)
+        )
+        return (checked(at, foreseen) if refresh == "substep" else at), foreseen
+
+    def checked(at: CentralState, foreseen: Float[Array, " k"]) -> CentralState:
+        bends = _along(loss, at.params, vectors_of(at), at.num_critical)
+        off = _off(bends, foreseen, at.num_critical, h)
+        return at._replace(residual=worse(at.residual, off))
 
     state = state._replace(residual=jnp.zeros_like(state.residual))
-    state = refreshed(state) if refresh == "step" else state
-    return jax.lax.fori_loop(0, substeps, substep, state)
+    nothing = jnp.zeros(k, dtype)
+    if refresh == "substep":
+        return jax.lax.fori_loop(0, substeps, functools.partial(substep, None), (state, nothing))[0]
+    state = refreshed(state)
+    # Third derivatives are what is expensive, and they change as slowly as the eigenvectors.
+    _, slopes = _bends(loss, state.params, vectors_of(state), state.num_critical)
+    state, foreseen = jax.lax.fori_loop(
+        0, substeps, functools.partial(substep, slopes), (state, nothing)
+    )
+    return checked(state, foreseen)
 
 
 def _segments(loss: Loss, params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -358,8 +406,10 @@ def central_flow(
     $\nabla\lambda = 0$, the problem has no solution; then `pfcore.integrate` ends with `completed`
     false, and says by `residual` how much is left.
 
-    A step of gradient descent costs `substeps` gradients, $k(k+1)/2$ third derivatives for each of
-    them with k critical directions, and about five Hessian products for the eigenvectors.
+    With k critical directions a step of gradient descent costs $k(k+1)/2$ third derivatives, and
+    for each substep a gradient and k Hessian products; about five Hessian products follow the
+    eigenvectors. `benchmarks/flows.py` counts 18, 33 and 46 gradients for one, two and three
+    directions of a small network.
 
     Args:
       loss: $E$, from `params` to a real scalar, with third derivatives: no ReLU.
@@ -369,9 +419,9 @@ def central_flow(
       threshold: of $h\lambda$, between 0 and 2: directions above take part. The default is that of
         the authors.
       substeps: Euler steps for one of gradient descent; the default is that of the authors.
-      refresh: "step" computes eigenvectors once for each step of gradient descent, "substep"
-        before each substep. With "step" their curvature and its gradient follow the parameters
-        nevertheless.
+      refresh: "step" computes eigenvectors and $G_{ij}$ once for each step of gradient descent,
+        "substep" anew for each substep, at three times the cost. With "step" the curvature along
+        the eigenvectors follows the parameters nevertheless.
 
     Returns:
       A `SteppedFlow` whose state is a `CentralState`. Its `expected_loss` is
