@@ -3,6 +3,7 @@
     python benchmarks/flows.py              # everything, a few minutes on two cores
     python benchmarks/flows.py landscape    # the quadratic landscape, beside Euler's method
     python benchmarks/flows.py network      # the 431-parameter network
+    python benchmarks/flows.py edge         # models of the edge of stability, in gradients
 
 "Cold" is the first call in a process of its own: tracing and compilation are in it, the import of
 JAX and pfcore is not. "Warm" is the median of three further calls. Everything is in double
@@ -15,6 +16,13 @@ compiled loop, its compilation in the time given, and once as a loop in Python w
 evaluation of the field at each step.
 Of the Python loop a few thousand steps are timed; its total is that time scaled up to all steps,
 an extrapolation.
+
+Models of the edge are measured in gradients for a unit of time, one step of gradient descent, on
+the tanh network 64-16-10 with 300 digits, at the edge. "Counted" are the floating-point operations of
+all matrix products over samples that the integration runs, whatever runs them: gradients, Hessian
+products (1.2 gradients here beside the gradient at the same point), third derivatives (2.9). A
+gradient has 1.5 million. "In time" is the integration's time over that of gradient descent, which
+depends on the machine, and counts what is no product of the loss as well.
 """
 
 import argparse
@@ -28,6 +36,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from counting import operations
 from tables import table
 
 EULER_STEPS = 105_000  # for each step of gradient descent
@@ -45,6 +54,29 @@ NETWORK_WARM_UP = {"learning_rate": 0.2, "num_steps": 100}
 NETWORK_STEPS = 20
 NETWORK_RATES = (0.2, 0.6)
 NETWORK_DEPTHS = (None, 40)
+
+EDGE_RATE = 0.6
+EDGE_SAMPLES = 300  # no other dimension has this length
+EDGE_START = 580  # steps of gradient descent, where two directions are near 2 / h
+EDGE_STEPS = 200
+EDGE_COUNTED = 12  # steps of which the operations are counted
+EDGE_MODELS = (
+    ("NGF", {}),
+    ("IGR flow", {}),
+    ("two-frame, order 1", {}),
+    ("two-frame, order 1, adaptive", {}),
+    ("two-frame, order 2", {}),
+    ("two-frame, order 2, adaptive", {}),
+    ("edge-type, secant, no correction", {}),
+    ("edge-type, secant", {}),
+    ("edge-type", {}),
+    ("edge-type, adaptive", {}),
+    ("rod, no correction, 1 step", {}),
+    ("rod", {}),
+    ("central, 1 direction", {"directions": 1}),
+    ("central, 2 directions", {"directions": 2}),
+    ("central, 3 directions", {"directions": 3}),
+)
 
 
 def ready(value: Any) -> Any:
@@ -250,7 +282,127 @@ def measure_field(depth: int | None) -> dict[str, Any]:
     }
 
 
+def edge_model(name: str, loss, rate: float, directions: int | None):
+    """A model, options of `integrate`, and which midpoints of gradient descent it follows."""
+    import diffrax
+
+    from pfcore import flows
+
+    adaptive = {"rtol": 1e-4, "atol": 1e-7, "solver": diffrax.Bosh3(scan_kind="lax")}
+    fixed = flows.fixed_steps
+    secant = {"curvature": "secant"}
+    if directions is not None:
+        return flows.central_flow(loss, rate, max_k=directions), {}, 1
+    return {
+        "NGF": lambda: (flows.negative_gradient_flow(loss), adaptive, 1),
+        "IGR flow": lambda: (flows.igr_flow(loss, rate), adaptive, 1),
+        "two-frame, order 1": lambda: (
+            fixed(flows.two_frame_flow(loss, rate, order=1), rate),
+            {},
+            1,
+        ),
+        "two-frame, order 1, adaptive": lambda: (
+            flows.two_frame_flow(loss, rate, order=1),
+            adaptive,
+            1,
+        ),
+        "two-frame, order 2": lambda: (fixed(flows.two_frame_flow(loss, rate), rate / 2), {}, 1),
+        "two-frame, order 2, adaptive": lambda: (flows.two_frame_flow(loss, rate), adaptive, 1),
+        "edge-type, secant, no correction": lambda: (
+            fixed(flows.edge_flow(loss, rate, correction=False, **secant), rate),
+            {},
+            2,
+        ),
+        "edge-type, secant": lambda: (
+            fixed(flows.edge_flow(loss, rate, **secant), rate / 2),
+            {},
+            2,
+        ),
+        "edge-type": lambda: (fixed(flows.edge_flow(loss, rate), rate / 2), {}, 2),
+        "edge-type, adaptive": lambda: (flows.edge_flow(loss, rate), adaptive, 2),
+        "rod, no correction, 1 step": lambda: (
+            flows.rod_flow(loss, rate, correction=False, substeps=1),
+            {},
+            2,
+        ),
+        "rod": lambda: (flows.rod_flow(loss, rate), {}, 2),
+    }[name]()
+
+
+def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    import pfcore
+
+    data = pfcore.datasets.load("digits", dtype="float64", num_train=EDGE_SAMPLES)
+    model = pfcore.networks.MLP((64, 16, 10), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    loss, params = pfcore.losses.full_batch(
+        model, data.train_inputs, data.train_targets, kind="mse"
+    )
+    steps = pfcore.gradient_descent(loss, params, EDGE_RATE, EDGE_START + EDGE_STEPS + 8)
+
+    def flat(path):
+        return np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(path)], 1)
+
+    around = flat(steps)[EDGE_START - 1 : EDGE_START + EDGE_STEPS + 2]
+    start = jax.tree.map(lambda x: x[EDGE_START], steps)
+    rate = EDGE_RATE
+    if directions is not None and directions > 2:
+        # A larger rate, by which the third eigenvalue is critical as well.
+        values = pfcore.curvature.top_eigenpairs(loss, start, directions, key=jax.random.key(0))
+        rate = 2 / float(values.values[-1])
+    flow, options, points = edge_model(name, loss, rate, directions)
+    if name.startswith("two-frame"):
+        around_start = jax.tree.map(lambda x: x[EDGE_START - 6 : EDGE_START + 7], steps)
+        start = pfcore.flows.two_frame_start(around_start)
+
+    def follow(start, num_steps):
+        times = rate * np.arange(num_steps + 1)
+        return pfcore.integrate(flow, start, times, **options)
+
+    gradient = operations(
+        jax.grad(loss), jax.tree.map(lambda x: x[0], steps), num_samples=EDGE_SAMPLES
+    )
+    # The difference of two lengths: what is done at the start is no part of a unit of time.
+    state = flow.init(start)
+    begun = flow._replace(init=lambda state: state)
+    counts = [
+        operations(
+            lambda state, n=n: pfcore.integrate(begun, state, rate * np.arange(n + 1), **options),
+            state,
+            num_samples=EDGE_SAMPLES,
+        )
+        for n in (EDGE_COUNTED // 3, EDGE_COUNTED)
+    ]
+    path = follow(start, EDGE_STEPS)
+    plain = jax.tree.map(lambda x: x[EDGE_START], steps)
+    # Compiled as a whole: tracing and the checks of arguments are no part of a step.
+    run = jax.jit(
+        lambda state: (
+            pfcore.integrate(begun, state, rate * np.arange(EDGE_STEPS + 1), **options).params
+        )
+    )
+    descend = jax.jit(lambda p: pfcore.gradient_descent(loss, p, EDGE_RATE, 10 * EDGE_STEPS))
+    ready((run(state), descend(plain)))
+    seconds = min(timed(lambda: run(state))[0] for _ in range(5))
+    descent = min(timed(lambda: descend(plain))[0] for _ in range(5)) / 10
+    middle = (around[:-2] + 2 * around[1:-1] + around[2:]) / 4
+    wanted = middle if points == 1 else (around[1:-1] + around[2:]) / 2
+    travel = float(np.sum(np.linalg.norm(np.diff(middle, axis=0), axis=1)))
+    return {
+        "counted": (counts[1] - counts[0]) / gradient / (EDGE_COUNTED - EDGE_COUNTED // 3),
+        "time": seconds / descent,
+        "completed": bool(path.completed),
+        "error": float(np.linalg.norm(flat(path.params)[-1] - wanted[-1])) / travel,
+        "comparable": rate == EDGE_RATE,
+    }
+
+
 MEASURES = {
+    "edge": measure_edge,
     "integration": measure_integration,
     "euler": measure_euler,
     "figure": measure_figure,
@@ -364,9 +516,37 @@ def print_network() -> None:
     )
 
 
+def print_edge() -> None:
+    rows = []
+    for name, options in EDGE_MODELS:
+        found = in_fresh_process("edge", name, *options.values())
+        shown = found["comparable"] and found["completed"]
+        rows.append(
+            (
+                name,
+                f"{found['counted']:.1f}",
+                f"{found['time']:.0f}",
+                f"{found['error']:.1e}" if shown else "",
+            )
+        )
+    table(
+        f"Models of the edge on the digits MLP 64-16-10, h = {EDGE_RATE}: gradients for a step of "
+        f"gradient descent, and distance to it after {EDGE_STEPS}",
+        ("", "counted", "in time", "distance / path"),
+        rows,
+    )
+    print(
+        "\n  Adaptive: diffrax.Bosh3, rtol 1e-4, atol 1e-7; else fixed steps of h (order 1 and"
+        "\n  edge-type without correction) or h / 2. Central flow with three directions at a larger"
+        "\n  rate, where the third is critical."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=("all", "landscape", "network"), default="all")
+    parser.add_argument(
+        "part", nargs="?", choices=("all", "landscape", "network", "edge"), default="all"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
@@ -392,6 +572,8 @@ def main() -> None:
         print_landscape()
     if arguments.part in ("all", "network"):
         print_network()
+    if arguments.part in ("all", "edge"):
+        print_edge()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from pfcore.flows.central import CentralState, central_flow
 from pfcore.flows.edge import EdgeState, edge_flow
+from pfcore.flows.fixed import fixed_steps
 from pfcore.flows.flow import Flow, SteppedFlow
 from pfcore.flows.modified import (
     igr_flow,
@@ -32,6 +33,7 @@ __all__ = [
     "TwoFrameState",
     "central_flow",
     "edge_flow",
+    "fixed_steps",
     "igr_flow",
     "modified_flow",
     "named_flow",

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,11 +96,25 @@ def bind(function: Callable, *static: Any, dynamic: tuple = ()) -> jax.tree_util
     return jax.tree_util.Partial(_Bound(function, static), *dynamic)
 
 
+class Composite:
+    """What takes functions that `bind` made as its first arguments, in a `jax.tree_util.Partial`.
+
+    Attributes:
+      timed: of each of these functions, whether it takes the time before the state.
+    """
+
+    timed: ClassVar[tuple[bool, ...]]
+
+
 def _program(function: Any, *args: Any) -> Any:
     """A function made by `bind` as a program apart from the data of its loss; others as they are.
 
     The first static argument of `bind` is what holds the data.
     """
+    if isinstance(function, jax.tree_util.Partial) and isinstance(function.func, Composite):
+        parts = zip(function.args, function.func.timed, strict=True)
+        programs = [f and _program(f, *(args if timed else args[1:])) for f, timed in parts]
+        return jax.tree_util.Partial(function.func, *programs)
     known = isinstance(function, jax.tree_util.Partial) and isinstance(function.func, _Bound)
     if not known or _programs.is_traced(args, function.args):
         return function
