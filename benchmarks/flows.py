@@ -18,7 +18,7 @@ Of the Python loop a few thousand steps are timed; its total is that time scaled
 an extrapolation.
 
 Models of the edge are measured in gradients for a unit of time, one step of gradient descent, on
-the tanh network 64-16-10 with 300 digits, at the edge. "Counted" are the floating-point operations of
+the tanh network 64-16-10 with 300 digits, at the edge. "Counted" are the operations of
 all matrix products over samples that the integration runs, whatever runs them: gradients, Hessian
 products (1.2 gradients here beside the gradient at the same point), third derivatives (2.9). A
 gradient has 1.5 million. "In time" is the integration's time over that of gradient descent, which

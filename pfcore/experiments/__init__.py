@@ -18,6 +18,7 @@ from pfcore.experiments import (
     flows_at_the_edge,
     hessian_through_training,
     learning_rate_change,
+    models_of_the_edge,
     optimizers,
 )
 from pfcore.runs import execution, overrides, problems, store, training
@@ -31,6 +32,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     for module in (
         edge_of_stability,
         flows_at_the_edge,
+        models_of_the_edge,
         learning_rate_change,
         hessian_through_training,
         adaptive_rates,
