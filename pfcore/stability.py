@@ -45,7 +45,8 @@ def coefficient(flow_name: str, z: ArrayLike) -> jax.Array:
 
     Of flows that carry an oscillation it is another number, how fast that grows, in one step of
     gradient descent and relative to itself, which is $\log|1 - z|$ for gradient descent:
-    "two_frame" $(z - 2) - \frac{(z - 2)^2}2$, which is its default order 2 (order 1 is $z - 2$).
+    "two_frame" $(z - 2) - \frac{(z - 2)^2}2$, which is its default order 2 (order 1 is $z - 2$);
+    "rod" $\frac{z^2}4 - 1$; "edge" $\log|1 - z|$.
 
     Args:
       flow_name: one of `pfcore.flows.FLOWS` that has a coefficient.

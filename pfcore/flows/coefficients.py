@@ -56,3 +56,13 @@ def third_order_coefficient(z: jax.Array) -> jax.Array:
 def two_frame_growth(z: jax.Array) -> jax.Array:
     r"""$(z - 2) - \frac{(z - 2)^2}2$, the series of $\log|1 - z|$ about 2 to the second order."""
     return (z - 2) - (z - 2) ** 2 / 2
+
+
+def rod_growth(z: jax.Array) -> jax.Array:
+    r"""$\frac{z^2}4 - 1$, half the growth of the rod's covariance, $\frac{z^2}2 - 2$."""
+    return z**2 / 4 - 1
+
+
+def edge_growth(z: jax.Array) -> jax.Array:
+    r"""$\log|1 - z|$, that of gradient descent itself."""
+    return jnp.log(jnp.abs(1 - z))

@@ -64,7 +64,10 @@ class FixedStep(Composite):
 
 
 def fixed_steps(
-    flow: Flow, length: ScalarLike, *, solver: diffrax.AbstractERK | None = None
+    flow: Flow | SteppedFlow,
+    length: ScalarLike,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
 ) -> SteppedFlow:
     r"""A flow in Runge-Kutta steps of a fixed length, for what it costs.
 

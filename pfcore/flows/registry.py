@@ -54,8 +54,8 @@ FLOWS: dict[str, FlowEntry] = {
         "pink",
     ),
     "two_frame": FlowEntry("two-frame", two_frame_flow, "wine", coefficients.two_frame_growth),
-    "rod": FlowEntry("rod", rod_flow, "amber"),
-    "edge": FlowEntry("edge-type", edge_flow, "olive"),
+    "rod": FlowEntry("rod", rod_flow, "amber", coefficients.rod_growth),
+    "edge": FlowEntry("edge-type", edge_flow, "olive", coefficients.edge_growth),
     "central": FlowEntry("central", central_flow, "indigo"),
 }
 
