@@ -368,7 +368,8 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
     )
     # The difference of two lengths: what is done at the start is no part of a unit of time.
     state = flow.init(start)
-    begun = flow._replace(init=lambda state: state)
+    # Nor is the mean loss, which `integrate` reads at every time.
+    begun = flow._replace(init=lambda state: state, expected_loss=None)
     counts = [
         operations(
             lambda state, n=n: pfcore.integrate(begun, state, rate * np.arange(n + 1), **options),

@@ -308,12 +308,16 @@ class Row(NamedTuple):
 
 
 def first_peak(oscillation: np.ndarray) -> float:
-    """When an oscillation, smoothed over five steps, first has a maximum; NaN if it has none."""
+    """When an oscillation, smoothed over five steps, first has a maximum above where it began.
+
+    NaN if it has none.
+    """
     if not np.all(np.isfinite(oscillation)):
         return float("nan")
     smooth = np.convolve(oscillation, np.ones(5) / 5, mode="valid")
-    peaks = np.flatnonzero((smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:]))
-    return float(peaks[0] + 3) if len(peaks) else float("nan")
+    peaks = np.flatnonzero((smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:])) + 1
+    peaks = peaks[smooth[peaks] > smooth[0]] if len(peaks) else peaks
+    return float(peaks[0] + 2) if len(peaks) else float("nan")
 
 
 def compare(record: Record) -> dict[str, Row]:
