@@ -334,7 +334,8 @@ def compare(record: Record) -> dict[str, Row]:
         reached = np.isfinite(record["distance"][i])
         seen = np.isfinite(record["eigenvalue"][i])
         if not reached.any():
-            rows[name] = Row(*[float("nan")] * 5, completed=False)
+            nothing = float("nan")
+            rows[name] = Row(nothing, nothing, nothing, nothing, nothing, completed=False)
             continue
         values, wanted = record["eigenvalue"][i][seen], gd_eigenvalue[seen]
         rows[name] = Row(

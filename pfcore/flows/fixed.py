@@ -27,9 +27,8 @@ class Tableau:
     nodes: tuple[float, ...]
 
 
-def tableau(solver: diffrax.AbstractERK) -> Tableau:
+def tableau(known: diffrax.ButcherTableau) -> Tableau:
     """The method without what estimates its error, and without stages that only that needs."""
-    known = solver.tableau
     weights = [float(w) for w in known.b_sol]
     stages = [tuple(float(a) for a in row) for row in known.a_lower]
     nodes = [0.0, *(float(c) for c in known.c)]
@@ -104,11 +103,13 @@ def fixed_steps(
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a Flow, got {type(flow).__name__}, which has its own steps")
     solver = diffrax.Bosh3() if solver is None else solver
-    if not isinstance(solver, diffrax.AbstractERK):
+    known = getattr(solver, "tableau", None)
+    explicit = isinstance(solver, diffrax.AbstractERK)
+    if not explicit or not isinstance(known, diffrax.ButcherTableau):
         raise TypeError(f"solver must be an explicit Runge-Kutta method of Diffrax, got {solver!r}")
     return SteppedFlow(
         init=flow.init,
-        step=jax.tree_util.Partial(FixedStep(tableau(solver)), flow.vector_field, flow.after_step),
+        step=jax.tree_util.Partial(FixedStep(tableau(known)), flow.vector_field, flow.after_step),
         position=flow.position,
         max_step=check_positive("length", length),
         oscillation=flow.oscillation,

@@ -111,10 +111,11 @@ def _program(function: Any, *args: Any) -> Any:
 
     The first static argument of `bind` is what holds the data.
     """
-    if isinstance(function, jax.tree_util.Partial) and isinstance(function.func, Composite):
-        parts = zip(function.args, function.func.timed, strict=True)
+    composite: Any = getattr(function, "func", None)
+    if isinstance(composite, Composite):
+        parts = zip(function.args, composite.timed, strict=True)
         programs = [f and _program(f, *(args if timed else args[1:])) for f, timed in parts]
-        return jax.tree_util.Partial(function.func, *programs)
+        return jax.tree_util.Partial(composite, *programs)
     known = isinstance(function, jax.tree_util.Partial) and isinstance(function.func, _Bound)
     if not known or _programs.is_traced(args, function.args):
         return function
