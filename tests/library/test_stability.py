@@ -77,14 +77,27 @@ def test_energy_rate_is_the_sum_over_eigenvectors(flow):
     np.testing.assert_allclose(g @ rate, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("z", [1.3, 2.0, 2.7])
+def test_growth_of_rod_and_edge_type_is_that_of_their_states(z):
+    loss = lambda x: jnp.sum(x**2) / 2  # noqa: E731
+    rod = pfcore.flows.rod_flow(loss, z, rank=1)
+    state = pfcore.flows.RodState(jnp.zeros(1), jnp.array([[0.1]]))
+    grown = jnp.log(abs(rod.step(z / 64, state).factors[0, 0]) / 0.1) * 64
+    assert float(coefficient("rod", z)) == pytest.approx(float(grown), abs=1e-5)
+    edge = pfcore.flows.edge_flow(loss, z)
+    state = pfcore.flows.EdgeState(jnp.zeros(1), jnp.ones(1), jnp.array(-1.0))
+    rate = z * edge.vector_field(0.0, state).log_magnitude
+    assert float(coefficient("edge", z)) == pytest.approx(float(rate))
+
+
 def test_stability_coefficient_signs():
     h = 0.1
     eigenvalues = np.array([-5.0, 5.0, 15.0, 25.0])
     assert np.all(np.sign(stability_coefficient("principal", h, eigenvalues)) == [1, -1, -1, 1])
     for blind in ("ngf", "igr"):
         assert np.all(stability_coefficient(blind, h, eigenvalues[1:]) < 0)
-    assert float(stability_coefficient("principal", h, 0.0)) == 0.0
-    assert abs(float(stability_coefficient("principal", h, 20.0))) < 1e-15
+    assert float(coefficient("principal", h, 0.0)) == 0.0
+    assert abs(float(coefficient("principal", h, 20.0))) < 1e-15
 
 
 def test_regimes():
@@ -105,7 +118,7 @@ def test_regime_is_what_gradient_descent_does(z):
     name = regime(1.0, z)
     assert ("repelling" in name) == (abs(x[1]) > 1)
     assert ("oscillating" in name) == (x[1] < 0)
-    assert (float(stability_coefficient("principal", 1.0, z)) > 0) == ("repelling" in name)
+    assert (float(coefficient("principal", 1.0, z)) > 0) == ("repelling" in name)
 
 
 def test_drift_against_dense():
