@@ -1,4 +1,4 @@
-"""The README: each snippet runs alone, what is said of its results holds, the commands exist."""
+"""The README: each snippet runs alone, statements about its results hold, the commands exist."""
 
 import os
 import re
@@ -10,15 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# By the heading above them. A diff shows what to change in a script, and is none.
+# By the heading above them. A diff is not a snippet.
 SNIPPETS = {
     section.split("\n", 1)[0]: code
-    for section in re.split(r"^## ", README, flags=re.MULTILINE)
+    for section in re.split(r"^##+ ", README, flags=re.MULTILINE)
     for code in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 }
-# What the README says of a snippet's results, run after it in the same process.
+# What the README says about the results of a snippet, run after it in the same process.
 STATED = {
-    "`pfcore` in five lines": """
+    "Gradient descent and a flow": """
 import numpy as np
 assert steps.shape == path.params.shape == (21, 2) and path.completed
 np.testing.assert_allclose(path.times, h * np.arange(21), rtol=1e-6)
@@ -26,7 +26,7 @@ np.testing.assert_array_equal(steps[0], path.params[0])
 free = pfcore.integrate(pfcore.flows.principal_flow(loss, h, depth=40), start, path.times)
 np.testing.assert_allclose(free.params, path.params, atol=1e-4)
 """,
-    "The Hessian, without the matrix": """
+    "The Hessian without the matrix": """
 import numpy as np
 dense = np.asarray(curvature.spectrum(loss, params))[::-1]
 assert pairs.converged.all() and pairs.residuals.max() < 1e-3 * dense[0]
@@ -42,13 +42,13 @@ assert all(len(part.sharding.device_set) == 8 for part in data)
 assert {shard.data.shape for shard in data[0].addressable_shards} == {(176, 8, 8, 1)}
 alone = measure(params, images, digits.train_targets)  # the same lines, on one device
 assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(alone))
-for found, wanted in zip(jax.tree.leaves((value, sharpness, gradient)), jax.tree.leaves(alone)):
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+for actual, expected in zip(jax.tree.leaves((value, sharpness, gradient)), jax.tree.leaves(alone)):
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
 """,
 }
-# The one snippet that is about many devices has eight, which are shares of the processor.
+# The snippet about many devices gets eight virtual ones on the CPU.
 DEVICES = {"From a laptop to a pod": 8}
-# Processes that share JAX's compilation cache may meet a program half written; they compile it.
+# Processes that share JAX's compilation cache may find a half-written program, and compile it again.
 SILENT = [
     f"ignore:Error {doing} persistent compilation cache entry" for doing in ("reading", "writing")
 ]
@@ -79,7 +79,7 @@ def test_a_snippet_runs_alone(heading, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-5000:]
-    # What is logged, not raised.
+    # Warnings that are logged, not raised.
     assert "warning" not in ran.stderr.lower(), ran.stderr[-5000:]
 
 
