@@ -1,7 +1,7 @@
 """Continuous-time models of gradient descent: flows, Hessian spectra, stability.
 
-Submodules are imported when they are first used. `import pfcore` alone loads none of them, and
-Diffrax is loaded when something is integrated.
+Submodules are imported on first use. `import pfcore` alone loads none of them, and Diffrax is
+loaded only for an integration.
 """
 
 import importlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Where the names that are not submodules come from.
+# The modules of the names that are not submodules.
 _HOMES = {
     "Trajectory": "pfcore._integrate",
     "gradient_descent": "pfcore.descent",
@@ -55,13 +55,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        found = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in __all__:
-        found = importlib.import_module(f"{__name__}.{name}")
+        value = importlib.import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with an argument, said before anything is compiled."""
+"""Argument checks that run before anything is compiled."""
 
 import math
 import operator
@@ -12,14 +12,13 @@ from pfcore import _programs
 from pfcore._trees import Params, check_params
 
 Loss = Callable[[Any], jax.Array]  # params -> real scalar
-# What users pass before it is checked: the checks below refuse more, and say it better, than a
-# type can.
+# Arguments before validation: the checks below reject more, with better messages, than a type can.
 ScalarLike = Any  # a number or an array of shape ()
-ArrayLike = Any  # whatever jnp.asarray takes
+ArrayLike = Any  # anything that jnp.asarray accepts
 
 
 def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
-    """A positive, finite scalar as an array; traced values are taken on trust."""
+    """A positive, finite scalar as an array; not checked under tracing."""
     try:
         array = jnp.asarray(learning_rate)
     except TypeError as error:
@@ -42,7 +41,7 @@ def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
 
 
 def check_positive(name: str, value: ScalarLike) -> jax.Array:
-    """A positive, finite number as an array; traced values are taken on trust."""
+    """A positive, finite number as an array; not checked under tracing."""
     try:
         array = jnp.asarray(value, float)
     except TypeError as error:
@@ -66,16 +65,16 @@ def check_count(name: str, value: Any, *, minimum: int) -> int:
 
 
 def check_vector(name: str, vector: Any, params: Params, *, leading: bool = False) -> Params:
-    """A vector as JAX arrays, if it has the structure and the shapes of the params.
+    """Return a vector as JAX arrays if its structure and shapes are those of the params.
 
     Args:
-      name: of the argument, for the message.
-      vector: what the user passed.
+      name: the argument's name, for the message.
+      vector: the user's value.
       params: checked parameters.
-      leading: whether each leaf has one more axis, the first, of the same length in all.
+      leading: whether each leaf has an additional first axis, of the same length in all.
 
     Raises:
-      ValueError: a leaf is missing, too many, or of another shape; the message has its path.
+      ValueError: a leaf is missing, unexpected or of another shape; the message has its path.
       TypeError: a leaf is not a real number or array of numbers.
     """
     wanted = dict(jax.tree_util.tree_leaves_with_path(params))
@@ -114,7 +113,7 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
 
 
 def is_hosted(loss: Any) -> bool:
-    """Whether Python drives the products of this loss; see `pfcore.curvature.hosted`."""
+    """Whether the products of this loss run in Python; see `pfcore.curvature.hosted`."""
     return getattr(loss, "hosted", False)
 
 
@@ -138,8 +137,8 @@ def check_loss(loss: Loss, params: Params) -> Params:
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
             f"loss must return one number, got {getattr(shape, 'shape', shape)!r}; "
-            "reduce it, for instance with jnp.mean, and of a loss with has_aux pass the first "
-            "result alone: lambda params: loss(params)[0]"
+            "reduce it, for instance with jnp.mean; for a loss with has_aux pass only the first "
+            "result: lambda params: loss(params)[0]"
         )
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"loss must return a real floating-point number, got dtype {shape.dtype}")

@@ -1,4 +1,4 @@
-"""Files from the network, kept in a cache, with their hashes checked."""
+"""Downloads, cached and checked by hash."""
 
 import sys
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from pfcore._extras import optional
 
 
 def download(addresses: Sequence[str], file: str, known_hash: str, folder: str = "") -> Path:
-    """A file in the cache, downloaded if need be; its hash is checked either way.
+    """A file in the cache, downloaded if necessary; its hash is checked in either case.
 
     Args:
-      addresses: tried one after the other, each ending in "/".
-      file: its name, there and here.
-      known_hash: of its content, as Pooch takes it: a SHA-256, or "md5:" and an MD5.
-      folder: within the cache.
+      addresses: tried in order, each ending in "/".
+      file: its name, remote and local.
+      known_hash: hash of its content, as Pooch takes it: a SHA-256, or "md5:" and an MD5.
+      folder: subfolder of the cache.
 
     Raises:
       ConnectionError: no address could be read.
-      ValueError: the last one that could be read has something else.
+      ValueError: the last address that could be read has other content.
       OSError: the cache cannot be written.
     """
     with optional():
@@ -40,7 +40,7 @@ def download(addresses: Sequence[str], file: str, known_hash: str, folder: str =
                 ),
             )
             return Path(path)
-        # In this order: some of requests' errors are ValueErrors too, pooch's of the hash is none.
+        # In this order: some of requests' errors are ValueErrors too.
         except requests.RequestException as error:
             cause = error
             if error.response is not None:

@@ -1,9 +1,9 @@
-"""Packages that only a part of pfcore needs, and the extra that installs them."""
+"""Optional dependencies, and the extra that installs each."""
 
 import contextlib
 from collections.abc import Iterator
 
-# By the name that is imported.
+# By import name.
 EXTRAS = {
     "PIL": "figures",
     "matplotlib": "figures",
@@ -18,7 +18,7 @@ EXTRAS = {
 
 @contextlib.contextmanager
 def optional() -> Iterator[None]:
-    """Around imports of packages that may be missing: the error says which extra installs them.
+    """For imports of packages that may be missing: the error names the extra that installs them.
 
     Raises:
       ModuleNotFoundError: a package is not installed.
@@ -30,7 +30,7 @@ def optional() -> Iterator[None]:
         if package not in EXTRAS:
             raise
         raise ModuleNotFoundError(
-            f"{package} is not installed, which this needs; "
+            f"{package} is not installed but required here; "
             f'install it with: pip install "pfcore[{EXTRAS[package]}]"',
             name=error.name,
         ) from error

@@ -1,4 +1,4 @@
-"""A flow -> where it is at given times: by Diffrax, or by the steps that the flow brings."""
+"""Integrate a flow to given times, by Diffrax or by the flow's own steps."""
 
 import enum
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from pfcore._trees import Params, in_single, real_dtype
 from pfcore.flows.flow import Flow, State, SteppedFlow, shared
 
 MAX_STEPS = 4096
-# Errors of single steps add up over a trajectory; holding each to a tenth of the tolerance keeps
-# the positions near it, at the cost of a third more steps of an 8th-order method.
+# Errors of single steps add up over a trajectory. Holding each to a tenth of the tolerance keeps
+# the total near the tolerance, at the cost of a third more steps of an 8th-order method.
 LOCAL_SHARE = 0.1
-# The largest residual of a step that counts as solved, and how far a step may exceed the longest
-# one: times in single precision are not exact multiples of the learning rate.
+# The largest residual of a step that counts as solved, and how far a step may exceed `max_step`:
+# times in single precision are not exact multiples of the learning rate.
 UNSOLVED = 1e-3
 SLACK = 1e-3
-# How often the pace of the integration is looked at, in steps.
+# The pace of the integration is checked every WINDOW steps.
 WINDOW = 128
 
 
 class Reason(enum.IntEnum):
-    """Why an integration stopped, as `Trajectory.reason` has it."""
+    """Why an integration stopped; the values of `Trajectory.reason`."""
 
     END = 0
     MAX_STEPS = 1
@@ -59,28 +59,28 @@ WHY = {
         "solver: its implicit equations were not solved; use another solver or larger tolerances"
     ),
     Reason.UNSOLVED: (
-        "unsolved: the equations of a step have no solution that was found, and `residual` says by "
-        "how much; stop before, take shorter steps, or follow another flow"
+        "unsolved: the equations of a step were not solved, and `residual` is their error; stop "
+        "before, take shorter steps, or use another flow"
     ),
 }
 
 
 class Trajectory(NamedTuple):
-    """Where a flow is at given times.
+    """The positions of a flow at given times.
 
     Attributes:
-      times: [T], as asked for.
+      times: [T], as requested.
       params: real positions, stacked along a new leading axis of length T; NaN at times that
         were not reached.
       completed: whether every time was reached with finite values.
-      num_steps: steps taken, rejected ones included.
-      reason: why it stopped, an integer that `why` puts in words: 0 the end, 1 `max_steps`,
-        2 the pace, 3 the step size, 4 values that are not finite, 5 the solver, 6 a step of a
-        `SteppedFlow` that was not solved.
+      num_steps: steps taken, including rejected ones.
+      reason: why it stopped, an integer that `why` explains: 0 the end, 1 `max_steps`, 2 the pace,
+        3 the step size, 4 values that are not finite, 5 the solver, 6 a step of a `SteppedFlow`
+        that was not solved.
       oscillation: the flow's `oscillation`, stacked as `params` is; None where the flow has none.
       expected_loss: [T], the flow's `expected_loss`; None where it has none.
-      residual: [T], the largest `residual` of the steps up to each time since the one before;
-        None where the flow has none. The one that stopped the integration is kept.
+      residual: [T], the largest `residual` of the steps between each time and the one before;
+        None where the flow has none. It includes the step that stopped the integration.
     """
 
     times: jax.Array
@@ -94,32 +94,32 @@ class Trajectory(NamedTuple):
 
     @property
     def why(self) -> str:
-        """`reason` in words, and what to do; of several trajectories, each reason once."""
+        """`reason` in words, with a remedy; for a batch of trajectories, each reason once."""
         if isinstance(self.reason, jax.core.Tracer):
             raise TypeError(
-                "why is words, which a compiled function cannot return; return the trajectory or "
-                "its reason, and ask outside"
+                "why is a string, which a compiled function cannot return; return the trajectory "
+                "or its reason, and read why outside"
             )
         return "; ".join(WHY[Reason(int(code))] for code in np.unique(self.reason))
 
 
 class _Progress(NamedTuple):
-    """Where an integration stands.
+    """State of an integration.
 
     Attributes:
-      reached: time of the last accepted step's end.
-      state: there, as one vector.
-      proposed: where the step to be tried ends.
+      reached: the end time of the last accepted step.
+      state: the state at that time, as one vector.
+      proposed: the end time of the next step to try.
       last: start, end and dense output of the last accepted step.
-      solver, controller: what Diffrax's solver and step-size controller remember.
-      num_steps: taken, rejected ones included.
-      window_start: time at the start of the present window of `WINDOW` steps.
-      slow_window: the longest of the windows just before that were too slow; negative if the
-        last was not.
-      jumped: whether the state was put in another representation after the last step, so that the
-        solver cannot use the slope at its end.
-      met_nan: whether a step of the present window met values that are not finite.
-      failed: why to go no further, a `Reason`; 0 to go on.
+      solver, controller: states of Diffrax's solver and step-size controller.
+      num_steps: steps taken, including rejected ones.
+      window_start: time at the start of the current window of `WINDOW` steps.
+      slow_window: the longest of the immediately preceding windows that were too slow; negative if
+        the last one was not.
+      jumped: whether the state changed its representation after the last step, in which case the
+        solver cannot reuse the slope at its end.
+      met_nan: whether a step of the current window met values that are not finite.
+      failed: the `Reason` to stop; 0 to continue.
     """
 
     reached: jax.Array
@@ -139,19 +139,19 @@ class _Progress(NamedTuple):
 def _flattened(state: State, dtype: jnp.dtype) -> jax.Array:
     """A state as one real vector of one precision, complex arrays as real and imaginary parts.
 
-    Diffrax's error control is made for real states, and warns of complex ones. What the solver does
-    with each array, it does once with one vector: less to compile for states of many arrays.
+    Diffrax's error control is made for real states, and warns about complex ones. One vector also
+    compiles faster than a state of many arrays.
     """
 
     def parts(x: jax.Array) -> list[jax.Array]:
-        found = [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
-        return [part.ravel().astype(dtype) for part in found]
+        real = [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+        return [part.ravel().astype(dtype) for part in real]
 
     return jnp.concatenate([part for x in jax.tree.leaves(state) for part in parts(x)])
 
 
 def _restored(flat: jax.Array, like: State) -> State:
-    """The state that `_flattened` flattened, in the precision of `flat`."""
+    """Inverse of `_flattened`, in the precision of `flat`."""
     leaves, place = [], 0
     for x in jax.tree.leaves(like):
         parts = []
@@ -165,7 +165,7 @@ def _restored(flat: jax.Array, like: State) -> State:
 def _prepared(
     solver: diffrax.AbstractSolver, controller: diffrax.PIDController
 ) -> diffrax.AbstractSolver:
-    """`solver` as forward-mode derivatives and the controller's tolerances ask for it."""
+    """`solver`, set up for forward-mode derivatives and the controller's tolerances."""
     if getattr(solver, "scan_kind", "") is None:
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
     if isinstance(solver, diffrax.AbstractImplicitSolver):
@@ -193,32 +193,33 @@ def _solve(
     solver: diffrax.AbstractSolver,
     max_steps: int,
 ) -> Trajectory:
-    """Diffrax's solver, step-size controller and dense output in a loop of this module's own.
+    """Integrate with Diffrax's solver, step-size controller and dense output, in our own loop.
 
-    `diffrax.diffeqsolve` checks its arguments by host callbacks within the compiled program, which
-    keep JAX from storing that program in its compilation cache, and traces more than is used here.
+    `diffrax.diffeqsolve` checks its arguments by host callbacks within the compiled program. These
+    prevent JAX from storing the program in its compilation cache. It also traces features that are
+    not needed here.
     """
     like = jax.eval_shape(lambda s: s, state)
     dtype, end = times.dtype, times[-1]
     eps = float(jnp.finfo(dtype).eps)
     least = LOCAL_SHARE * atol
     if flow.oscillation is not None:
-        # Differences and sums of gradients at two points are off by the rounding of these, in small
-        # entries too; no step would be short enough for less.
+        # Differences and sums of gradients at two points have the rounding error of the gradients,
+        # in small entries too. No step would be short enough for a smaller tolerance.
         sizes = jax.tree.leaves((flow.position(state), flow.oscillation(state)))
         largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in sizes if x.size]))
         least = jnp.maximum(least, 8 * eps * largest)
     controller = diffrax.PIDController(
-        # Below a few roundings no step could ever be accepted.
+        # Below a few machine epsilons no step could ever be accepted.
         rtol=jnp.maximum(LOCAL_SHARE * rtol, 8 * eps),
         atol=least,
         dtmin=10 * eps * end,
-        # By default a step of that length is taken, whatever its error.
+        # By default Diffrax accepts a step of length `dtmin`, whatever its error.
         force_dtmin=False,
     )
     solver = _prepared(solver, controller)
     windows = max_steps / WINDOW
-    # Compiled by itself, it is traced once, however often the solver calls it.
+    # Under its own jit the field is traced once, however often the solver calls it.
     field = jax.jit(lambda t, y: _flattened(flow.vector_field(t, _restored(y, like)), dtype))
     terms = diffrax.ODETerm(lambda t, y, args: field(t, y))
     order: Any = solver.error_order(terms)
@@ -240,7 +241,7 @@ def _solve(
         )
 
     def step(progress: _Progress) -> _Progress:
-        """One step tried; taken if its error is small enough."""
+        """Try one step; accept it if its error is small enough."""
         reached, proposed = progress.reached, progress.proposed
         candidate, error, dense, solver_state, solved = attempt(progress)
         finite = jnp.all(jnp.isfinite(error))
@@ -248,7 +249,7 @@ def _solve(
         accepted, after, following, _, controller_state, controlled = controller.adapt_step_size(
             reached, proposed, progress.state, candidate, None, error, order, progress.controller
         )
-        # No step ends so short of the end that the rest would be lost in rounding.
+        # Leave no remainder before the end that is lost in rounding.
         rest = jnp.where(accepted, end, after + (end - after) / 2)
         following = jnp.where(following > end - 100 * eps * end, rest, following)
 
@@ -261,8 +262,8 @@ def _solve(
         at_window_end = num_steps % WINDOW == 0
         window, before = after - progress.window_start, progress.slow_window
         slow = window * windows < end - after
-        # A transient is slow, too, but the inverse of its steps falls by the same from window to
-        # window, and the steps are as long as one likes before `max_steps` are used up.
+        # A transient is slow, too, but its windows grow at a rate that, if it continued, would
+        # give steps of any length before `max_steps` are used up.
         passing = (before < 0) | ((window - before) * windows > before)
         longest = jnp.where(slow, jnp.maximum(window, before), -1)
         met_nan = progress.met_nan | ~finite
@@ -288,7 +289,7 @@ def _solve(
         )
 
     def at(progress: _Progress, time: jax.Array) -> tuple[_Progress, tuple[jax.Array, _Read]]:
-        """On to the first step that reaches `time`; whether one did, and what is read there."""
+        """Step until `time` is reached; returns whether it was, and the values there."""
         progress = jax.lax.while_loop(
             lambda p: (p.reached < time) & (p.num_steps < max_steps) & (p.failed == 0),
             step,
@@ -301,7 +302,7 @@ def _solve(
 
     begun = _flattened(state, dtype)
     zero = jnp.zeros((), dtype)
-    # A first guess of the step's length, to be corrected at once.
+    # A first guess of the step size, corrected at once.
     first, controller_state = controller.init(
         terms, zero, end, begun, end / (10 * times.size), None, solver.func, order
     )
@@ -330,7 +331,7 @@ def _solve(
 
 
 class _Read(NamedTuple):
-    """What a trajectory keeps of a state."""
+    """The quantities of a state that a trajectory keeps."""
 
     params: Params
     oscillation: Params | None
@@ -353,7 +354,7 @@ def _trajectory(
     stopped: jax.Array,
     residual: jax.Array | None = None,
 ) -> Trajectory:
-    """The trajectory, without what was not reached: `stopped` says why it was not."""
+    """The trajectory, with NaN where it was not reached; `stopped` is the reason for that."""
 
     def kept(x: jax.Array) -> jax.Array:
         mask = reached.reshape((-1,) + (1,) * (x.ndim - 1))
@@ -377,7 +378,7 @@ def _trajectory(
 
 
 class _Stepped(NamedTuple):
-    """Where an integration by a flow's own steps stands; `failed` is a `Reason`, 0 to go on."""
+    """State of an integration by a flow's own steps; `failed` is a `Reason`, 0 to continue."""
 
     reached: jax.Array
     state: State
@@ -390,7 +391,7 @@ class _Stepped(NamedTuple):
 def _take_steps(
     flow: SteppedFlow, state: State, times: jax.Array, max_steps: jax.Array
 ) -> Trajectory:
-    """The flow's own steps, as many equal ones between two times as `max_step` asks for."""
+    """The flow's own steps, equal between two times and at most `max_step` long."""
     dtype = times.dtype
     longest = jnp.asarray(flow.max_step).astype(dtype)
     dtypes = jax.tree.map(lambda x: x.dtype, state)
@@ -406,9 +407,9 @@ def _take_steps(
         residual = progress.residual
         failed = jnp.where(finite, int(Reason.END), int(Reason.NOT_FINITE))
         if flow.residual is not None:
-            found = flow.residual(state).astype(dtype)
-            residual = jnp.maximum(residual, found)  # NaN is kept
-            solved = found <= UNSOLVED
+            latest = flow.residual(state).astype(dtype)
+            residual = jnp.maximum(residual, latest)  # NaN is kept
+            solved = latest <= UNSOLVED
             failed = jnp.where(solved, failed, int(Reason.UNSOLVED))
         return _Stepped(
             progress.reached + dt, state, residual, progress.num_steps + 1, failed.astype(jnp.int32)
@@ -427,7 +428,7 @@ def _take_steps(
             progress,
         )
         there = (progress.num_steps == last) & (progress.failed == 0)
-        # The sum of equal steps is off by rounding, which would add up over many times.
+        # The sum of equal steps has a rounding error, which would accumulate over many times.
         progress = progress._replace(reached=jnp.where(there, time, progress.reached))
         stopped = (progress.failed == 0) & ~there
         failed = jnp.where(stopped, int(Reason.MAX_STEPS), progress.failed).astype(jnp.int32)
@@ -470,7 +471,7 @@ def _time_dtype(state: State) -> jnp.dtype:
 
 
 def _in_single(params: Params) -> Params:
-    """As `in_single`, of params that are still to be checked."""
+    """`in_single` for parameters that are not yet validated."""
 
     def cast(x: Any) -> Any:
         floating = jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
@@ -489,47 +490,47 @@ def integrate(
     max_steps: int | None = None,
     solver: diffrax.AbstractSolver | None = None,
 ) -> Trajectory:
-    r"""Follow a flow from `params` at time 0, and return where it is at the given times.
+    r"""Integrate a flow from `params` at time 0, and return its positions at the given times.
 
     Gradient descent's step $k$ is compared with time $kh$: pass `h * jnp.arange(n + 1)`.
 
-    The step size is adapted to the tolerances. The integration may end early, with `completed`
-    false; what was reached is kept. `path.why` then says why, and what to do:
+    The step size is adapted to the tolerances. If the integration ends early, `completed` is false
+    and the positions reached are kept. `path.why` gives the reason and a remedy:
 
     * max_steps: all are used up. Raise `max_steps`.
-    * pace: they would be. Every 128 steps, from the 256th on, it ends where the rest would take
-      more than `max_steps` and the pace does not grow. That is so where the field jumps, for no
-      step is short enough for tight tolerances there: a network of relu meets a kink all the time
-      (`rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()` go past them, with errors of about the
-      tolerances, or use a smooth activation), and the principal flow its branch cut
-      (`branch="continued"`, or `state="real"`). It is also so for stiff flows (an implicit solver,
-      such as `diffrax.Kvaerno5()`) and very tight tolerances (raise `max_steps`).
+    * pace: `max_steps` would not suffice. Every 128 steps, from the 256th on, the integration ends
+      if the rest would take more than `max_steps` and the pace does not grow. This happens where
+      the field jumps, because no step is short enough for tight tolerances there. A network of
+      relu crosses kinks all the time: pass `rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()`, with
+      errors of about the tolerances, or use a smooth activation. The principal flow meets its
+      branch cut: pass `branch="continued"` or `state="real"`. It also happens for stiff flows
+      (pass an implicit solver, such as `diffrax.Kvaerno5()`) and very tight tolerances (raise
+      `max_steps`).
     * step size: it fell below machine epsilon of the times. The solution blows up there, or the
       field jumps. Stop before, or use float64 or larger tolerances.
     * not finite: the next step met NaN or infinity. The solution blows up there, or leaves the
       domain of the loss. Stop before, or start elsewhere.
-    * solver: its implicit equations were not solved. Use another, or larger tolerances.
-    * unsolved: a `SteppedFlow` found no solution of the equations of a step. `residual` says how
-      far off it was.
+    * solver: its implicit equations were not solved. Use another solver, or larger tolerances.
+    * unsolved: a `SteppedFlow` did not solve the equations of a step. `residual` is their error.
 
-    A `SteppedFlow` takes its own steps, of equal length between two times; tolerances are not used.
+    A `SteppedFlow` takes its own steps, of equal length between two times, and ignores tolerances.
 
     Compiled once for each kind of flow, loss and shape: other learning rates, starting points
     and times reuse it. Works under `jax.jit` and `jax.vmap`, and with forward-mode derivatives.
 
     Args:
       flow: one of `pfcore.flows`, or any `Flow` or `SteppedFlow`.
-      params: any pytree of floating-point arrays; the precision of the integration is theirs, and
-        float32 for those of 16 bits, in which steps of a flow would be lost: the loss is called
-        with them in float32, and they are returned in it.
+      params: any pytree of floating-point arrays, whose precision is that of the integration.
+        16-bit parameters are integrated and returned in float32, because steps of a flow would be
+        lost in 16 bits; the loss is called with float32 parameters.
       times: [T], at least 0, not decreasing, the last one above 0. In units of the learning
         rate times steps.
-      rtol: relative tolerance on the positions (each step is held to a tenth of it, and to no
-        less than 8 roundings: 1e-6 in single precision).
-      atol: absolute tolerance, likewise; for flows with an oscillation no less than 8 roundings of
-        the largest parameter.
-      max_steps: most steps to be taken; by default 4,096 of adaptive ones, and as many as it
-        takes of a `SteppedFlow`.
+      rtol: relative tolerance on the positions. Each step is held to a tenth of it, and to no
+        less than 8 machine epsilons: 1e-6 in single precision.
+      atol: absolute tolerance, used in the same way; for flows with an oscillation no less than 8
+        machine epsilons of the largest parameter.
+      max_steps: the most steps to take; by default 4,096 adaptive ones, and without limit for a
+        `SteppedFlow`.
       solver: a Diffrax solver for ordinary differential equations; by default `Dopri8`, an
         explicit Runge-Kutta method of order 8 with an interpolation of order 8. Not for a
         `SteppedFlow`.
@@ -539,7 +540,7 @@ def integrate(
 
     Raises:
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
-        not positive, a solver for a `SteppedFlow`, or what `flow.init` refuses.
+        not positive, a solver for a `SteppedFlow`, or parameters that `flow.init` rejects.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -559,7 +560,7 @@ def integrate(
     stepped = isinstance(flow, SteppedFlow)
     if stepped and solver is not None:
         raise ValueError(
-            f"this flow takes its own steps, and has no use for {solver!r}; leave solver out"
+            f"this flow takes its own steps and cannot use {solver!r}; leave solver out"
         )
     state = in_single(flow.init(_in_single(params)))
     dtype = _time_dtype(state)

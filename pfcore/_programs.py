@@ -1,9 +1,10 @@
-"""What a function computes, apart from the arrays that it closes over.
+"""Compile functions once for all closures that compute the same.
 
-`jax.jit` compiles anew for every function object, and keeps each alive with the data that it closes
-over. A loss that is a new closure over each mini-batch would compile for seconds at each, and leave
-all batches in memory. So a function is traced here, and what it closes over becomes an argument.
-Closures that compute the same on other data share one compiled program; nothing holds the data.
+`jax.jit` compiles again for every function object, and keeps each alive with the data that it
+closes over. A loss that is a new closure over each mini-batch would compile for seconds at each,
+and leave all batches in memory. Here a function is traced, and the arrays that it closes over
+become arguments. Closures that compute the same on other data share one compiled program, which
+holds no data.
 """
 
 import contextlib
@@ -21,14 +22,14 @@ _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 class _Same:
-    """Equal to itself alone; keeps what it stands for, so that its identity is not used again."""
+    """Equal only to itself; keeps its value alive, so that its id is not reused."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def _signature(value: Any) -> Hashable:
-    """Equal for parameters of primitives that mean the same."""
+    """A key that is equal for equivalent parameters of primitives."""
     if isinstance(value, core.ClosedJaxpr):
         return "closed", _structure(value.jaxpr), tuple(_signature(c) for c in value.consts)
     if isinstance(value, core.Jaxpr):
@@ -47,7 +48,7 @@ def _signature(value: Any) -> Hashable:
 
 
 def _structure(jaxpr: core.Jaxpr) -> Hashable:
-    """Equal for jaxprs that compute the same, variable by variable."""
+    """A key that is equal for jaxprs that compute the same, variable by variable."""
     numbers: dict[Any, int] = {}
 
     def name(atom: Any) -> Hashable:
@@ -56,7 +57,7 @@ def _structure(jaxpr: core.Jaxpr) -> Hashable:
         return numbers.setdefault(atom, len(numbers)), atom.aval
 
     def equation(eqn: core.JaxprEqn) -> Hashable:
-        custom = eqn.primitive.name in _CUSTOM  # of which the rules are not used any more
+        custom = eqn.primitive.name in _CUSTOM  # whose rules are no longer used
         params = tuple(
             (key, _signature(value))
             for key, value in sorted(eqn.params.items())
@@ -71,7 +72,7 @@ def _structure(jaxpr: core.Jaxpr) -> Hashable:
 
 
 def _hides_arrays(value: Any) -> bool:
-    """Whether a compiled function among these keeps arrays inside."""
+    """Whether a compiled function among these holds constant arrays."""
     if isinstance(value, core.ClosedJaxpr):
         return bool(value.consts) or _hides_arrays(value.jaxpr)
     if isinstance(value, core.Jaxpr):
@@ -80,8 +81,8 @@ def _hides_arrays(value: Any) -> bool:
 
 
 def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
-    """The jaxpr evaluated; calls of compiled functions that keep arrays inside are opened, in
-    branches, too."""
+    """Evaluate the jaxpr, inlining calls of compiled functions that hold arrays, also in
+    branches."""
     names = (*jaxpr.constvars, *jaxpr.invars)
     values: dict[Any, Any] = dict(zip(names, (*consts, *args), strict=True))
 
@@ -111,7 +112,7 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
 
 
 def contains(value: Any, primitive: str) -> bool:
-    """Whether a primitive occurs in a jaxpr, or in what it calls."""
+    """Whether a primitive occurs in a jaxpr, or in the functions that it calls."""
     if isinstance(value, core.ClosedJaxpr):
         value = value.jaxpr
     if isinstance(value, core.Jaxpr):
@@ -125,13 +126,13 @@ def contains(value: Any, primitive: str) -> bool:
 
 @contextlib.contextmanager
 def broadcasting() -> Iterator[None]:
-    """Arrays of different ranks may meet, as in this library, whatever the user's setting."""
+    """Allow arrays of different ranks in an operation, whatever the user's setting."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
 class Code:
-    """What is computed: a jaxpr without its arrays. Equal to another that computes the same."""
+    """A jaxpr without its arrays; equal to any other that computes the same."""
 
     def __init__(self, jaxpr: core.Jaxpr, out_tree: Any) -> None:
         self.jaxpr, self.out_tree = jaxpr, out_tree
@@ -147,14 +148,14 @@ class Code:
         )
 
     def __call__(self, consts: Any, *args: Any) -> Any:
-        """Evaluated, with the arrays `consts`; not to be differentiated: custom rules are gone."""
+        """Evaluate with the arrays `consts`; not differentiable, since custom rules are gone."""
         flat = jax.core.eval_jaxpr(self.jaxpr, consts, *jax.tree.leaves(args))
         return jax.tree.unflatten(self.out_tree, flat)
 
 
 @jax.tree_util.register_pytree_node_class
 class Program:
-    """A function as an argument of compiled ones: its code is static, its arrays are not."""
+    """A function as an argument of compiled functions: its code is static, its arrays are not."""
 
     def __init__(self, code: Code, consts: Any) -> None:
         self.code, self.consts = code, consts
@@ -171,14 +172,14 @@ class Program:
 
 
 def is_traced(*trees: Any) -> bool:
-    """Whether some leaf is a tracer: a transformation or a compiled function is at work."""
+    """Whether some leaf is a tracer, as under a transformation or in a compiled function."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
     """The program of `function` at arguments of these shapes and dtypes.
 
-    It can be evaluated, under transformations too, but no rule for its derivatives is left.
+    It can be evaluated, under transformations too, but its custom derivative rules are lost.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     if _hides_arrays(closed.jaxpr):
@@ -205,16 +206,16 @@ def is_fixed(function: Any) -> bool:
         return False
 
 
-# For each function the programs made of it, as long as somebody else holds the function.
+# The programs made for each function, for as long as the function is alive elsewhere.
 _known: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
 def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it gave for the same function and parameters of the same kind.
+    """`make()`, cached for the same function and parameters of the same kind.
 
-    `kind` names what is made. Nothing is remembered of functions that close over tracers, or that
-    cannot be referred to weakly.
+    `kind` names the result. Nothing is cached for functions that close over tracers, or that
+    cannot be referenced weakly.
     """
     leaves, structure = jax.tree.flatten(params)
     key = (
@@ -238,7 +239,7 @@ def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], An
 
 @jax.jit
 def run(program: Program, *args: Any) -> Any:
-    """The program compiled, and evaluated."""
+    """Evaluate the program, compiled."""
     return program(*args)
 
 

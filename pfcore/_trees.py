@@ -1,4 +1,4 @@
-"""Parameters as pytrees: checking them, flattening them, moving them to the complex plane."""
+"""Parameters as pytrees: validation, flattening, and complex arrays."""
 
 import functools
 from collections.abc import Callable
@@ -12,18 +12,18 @@ Params = Any  # any pytree of floating-point arrays
 
 
 def check_params(params: Params) -> Params:
-    """Return `params` as JAX arrays, or say why they cannot be differentiated.
+    """Return `params` as JAX arrays, or raise an error if they cannot be differentiated.
 
     Raises:
       TypeError: a leaf is not a real floating-point array.
-      ValueError: there is nothing to differentiate.
+      ValueError: the pytree holds no numbers.
     """
     leaves_with_paths = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves_with_paths:
         if not is_arraylike(leaf):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is {leaf!r}, which is no array; pass the "
-                "arrays alone, and let the loss put the rest back (for an Equinox model: "
+                f"params{jax.tree_util.keystr(path)} is {leaf!r}, which is not an array; pass only "
+                "the arrays, and restore the rest in the loss (for an Equinox model: "
                 "eqx.partition(model, eqx.is_inexact_array), and eqx.combine in the loss)"
             )
     if sum(jnp.size(leaf) for _, leaf in leaves_with_paths) == 0:
@@ -50,14 +50,14 @@ def is_arraylike(leaf: Any) -> bool:
 
 
 def ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
-    """Flatten a pytree into one vector of the widest dtype among its leaves, and the way back."""
-    # Leaves of several precisions are promoted here on purpose, whatever the caller's setting.
+    """Flatten a pytree into one vector of the widest dtype among its leaves; also the inverse."""
+    # Leaves of several precisions are promoted here, whatever the caller's setting.
     with jax.numpy_dtype_promotion("standard"):
         return ravel_pytree(tree)
 
 
 def num_entries(tree: Params) -> int:
-    """How many numbers a pytree of arrays holds."""
+    """The number of entries of all arrays in a pytree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
@@ -67,9 +67,9 @@ def to_complex(params: Params) -> Params:
 
 
 def in_single(tree: Params) -> Params:
-    """Real leaves of 16 bits as float32, in which everything is computed; others as they are.
+    """Real 16-bit leaves as float32, the dtype of computation; others unchanged.
 
-    In bfloat16 a sum of 256 ones and one more is 256, and a step of a hundredth is none.
+    In bfloat16, 256 + 1 is 256, and a step of relative size 0.01 is lost.
     """
 
     def cast(x: jax.Array) -> jax.Array:
@@ -80,22 +80,22 @@ def in_single(tree: Params) -> Params:
 
 
 def power_of_two(positive: jax.Array) -> jax.Array:
-    """The largest power of two that is no larger, and whose inverse is no subnormal number."""
+    """The largest power of two that is no larger, and whose inverse is not subnormal."""
     exponent = jnp.frexp(positive)[1]
     power = jnp.ldexp(jnp.ones_like(positive), exponent - 1)
     return jnp.minimum(power, 1 / jnp.finfo(positive.dtype).tiny)
 
 
 def norm(tree: Params) -> jax.Array:
-    """The Euclidean norm, at least in float32, with no square that over- or underflows.
+    """The Euclidean norm, at least in float32, without overflow or underflow of squares.
 
-    NaN and infinity are handed on.
+    NaN and infinity are returned as they are.
     """
     leaves = [jnp.abs(leaf) for leaf in jax.tree.leaves(in_single(tree)) if leaf.size]
     dtype = real_dtype(leaves)
     largest = functools.reduce(jnp.maximum, [jnp.max(leaf).astype(dtype) for leaf in leaves])
     usual = (largest >= jnp.finfo(dtype).tiny) & jnp.isfinite(largest)
-    # A power of two: dividing by it rounds nothing.
+    # A power of two: dividing by it is exact.
     unit = power_of_two(jnp.where(usual, largest, 1))
     squares = [jnp.sum((leaf.astype(dtype) / unit) ** 2) for leaf in leaves]
     return jnp.where(usual, unit * jnp.sqrt(functools.reduce(jnp.add, squares)), largest)
@@ -110,14 +110,14 @@ def is_complex(params: Params) -> bool:
 
 
 def real_dtype(params: Params) -> jnp.dtype:
-    """The widest real dtype among the leaves; times and step sizes are kept in it."""
+    """The widest real dtype among the leaves, used for times and step sizes."""
     return jnp.finfo(_widest(params)).dtype
 
 
 def _widest(params: Params) -> jnp.dtype:
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
     widest = dtypes[0]
-    with jax.numpy_dtype_promotion("standard"):  # on purpose, whatever the caller's setting
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's setting
         for dtype in dtypes[1:]:
             widest = jnp.promote_types(widest, dtype)
     return widest

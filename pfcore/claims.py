@@ -1,8 +1,7 @@
-"""The claims that the book puts to the test: measured, judged, and written where they are read.
+"""The claims that the book tests: measured, judged and stored.
 
-Each notebook ends with the `Page` of its claims: for each a sentence, a number and the condition
-that it is held against, from which the verdict is computed. The book's last page shows what
-`collect` finds.
+Each notebook ends with the `Page` of its claims: for each a sentence, a number and a condition,
+from which the verdict is computed. The book's page of claims shows the result of `collect`.
 """
 
 import html
@@ -24,13 +23,13 @@ class Claim(NamedTuple):
 
     Attributes:
       id: "C1" and so on, or "C4b" where a claim has parts.
-      statement: the claim, in words that name what `number` is.
+      statement: the claim, in words that describe `number`.
       number: as measured.
-      tolerance: what the number is held against, such as "< 1e-6".
+      tolerance: the condition on the number, such as "< 1e-6".
       verdict: "holds", "holds in part" or "fails", computed from the number.
       figure: anchor of the figure that shows it.
-      rerun_tolerance: relative difference allowed to a rerun elsewhere; None where the number is
-        at the level of rounding, so that only the verdict is compared.
+      rerun_tolerance: relative difference allowed in a rerun on another machine; None where the
+        number is at the level of machine epsilon and only the verdict is compared.
     """
 
     id: str
@@ -43,7 +42,7 @@ class Claim(NamedTuple):
 
 
 def verdict(*conditions: Any) -> str:
-    """ "holds" if all conditions do, "fails" if none does, else "holds in part"."""
+    """ "holds" if all conditions hold, "fails" if none does, else "holds in part"."""
     held = [bool(condition) for condition in conditions]
     return VERDICTS[0] if all(held) else VERDICTS[1] if any(held) else VERDICTS[2]
 
@@ -58,10 +57,10 @@ _RELATIONS = {
 
 
 def meets(number: Any, condition: str) -> bool:
-    """Whether a number meets a condition that is written as text.
+    """Whether a number meets a condition written as text.
 
     Args:
-      number: of Python, NumPy or JAX; NaN meets no condition.
+      number: a Python, NumPy or JAX number; NaN meets no condition.
       condition: "< 1", "≤ 1", "> 1", "≥ 1", "= 1" or "1", "within 0.1 of 2", or "0.9 to 1.1" (ends
         included). A remark in parentheses may follow.
 
@@ -84,7 +83,7 @@ def meets(number: Any, condition: str) -> bool:
             case [value]:
                 return bool(number == float(value))
     except ValueError:
-        pass  # a bound that is no number
+        pass  # a bound that is not a number
     raise ValueError(
         f"condition must be like '< 1', '= 1', 'within 0.1 of 2' or '0.9 to 1.1', got {condition!r}"
     )
@@ -105,13 +104,13 @@ def check(
 
     Args:
       id: as in `Claim`.
-      statement: likewise.
+      statement: as in `Claim`.
       number: as measured.
-      condition: what the number is held against, as `meets` reads it.
+      condition: the condition on the number, in the syntax of `meets`.
       figure: anchor of the figure that shows it.
-      in_part: a weaker condition; a number that meets only this one lets the claim hold in part.
-      also: what else must be true; a claim of which only this or only the condition is true holds
-        in part.
+      in_part: a weaker condition; if only this one is met, the claim holds in part.
+      also: a second condition, evaluated by the caller; if only one of the two is met, the claim
+        holds in part.
       rerun_tolerance: as in `Claim`.
 
     Raises:
@@ -136,12 +135,12 @@ def combined(claims: Iterable[Claim]) -> str:
     Raises:
       ValueError: there are no parts, or one has an unknown verdict.
     """
-    found = {claim.verdict for claim in claims}
-    if not found:
+    verdicts = {claim.verdict for claim in claims}
+    if not verdicts:
         raise ValueError("no verdict without claims")
-    if unknown := found.difference(VERDICTS):
+    if unknown := verdicts.difference(VERDICTS):
         raise ValueError(f"verdict must be one of {VERDICTS}, got {min(unknown)!r}")
-    return found.pop() if len(found) == 1 else VERDICTS[1]
+    return verdicts.pop() if len(verdicts) == 1 else VERDICTS[1]
 
 
 def in_parts(found: dict[str, list[Claim]]) -> dict[str, list[tuple[str, Claim]]]:
@@ -215,7 +214,7 @@ def report(notebook: str, claims: Iterable[Claim], folder: str | Path | None = N
 
     Args:
       notebook: the notebook's name, without folder or ending.
-      claims: what was found.
+      claims: the notebook's claims.
       folder: where to write; by default the folder named by the environment variable
         PFCORE_CLAIMS_DIR, else `claims` beside the notebook.
 
@@ -263,14 +262,14 @@ class Page:
         self._figure = ""
 
     def figure(self, anchor: str) -> None:
-        """The figure that shows the claims that follow."""
+        """Set the figure of the claims that follow."""
         self._figure = anchor
 
     def check(self, id: str, statement: str, number: Any, condition: str, **options: Any) -> None:
         """Add a claim; arguments and `options` are those of `pfcore.claims.check`.
 
         Raises:
-          ValueError: no figure was named before, or a condition cannot be read.
+          ValueError: no figure was set before, or a condition cannot be read.
         """
         if not self._figure:
             raise ValueError(f"claim {id} has no figure; call figure(anchor) before check")
@@ -284,7 +283,7 @@ class Page:
 
 
 def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
-    """All claims found in a folder (default: `claims`), by notebook, in the order of their ids."""
+    """All claims stored in a folder (default: `claims`), by notebook, in the order of their ids."""
     found = {}
     for path in sorted(Path(folder or "claims").glob("*.json")):
         content = json.loads(path.read_text())
@@ -295,13 +294,13 @@ def collect(folder: str | Path | None = None) -> dict[str, list[Claim]]:
 def overview(found: dict[str, list[Claim]]) -> Report:
     """All claims in one table; each id links to the figure that shows it.
 
-    Without any, as beside a notebook that was copied alone, it says how to get them.
+    If there are none, as beside a notebook copied alone, the table explains how to get them.
     """
     return Report(found, link=True)
 
 
 def _number(claims: list[Claim]) -> tuple[int, int]:
-    """Letter and number of the first claim: the paper's (C) before what goes beyond it (B)."""
+    """Letter and number of the first claim: the paper's (C) before those beyond it (B)."""
     order = "CB"
     keys = [
         (order.find(claim.id[:1]) % (len(order) + 1), int("".join(filter(str.isdigit, claim.id))))

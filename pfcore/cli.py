@@ -1,4 +1,4 @@
-"""The command line: list the experiments, run one, take up a stopped one, draw a figure again."""
+"""The command line: list experiments, run or resume one, redraw a figure."""
 
 import dataclasses
 import signal
@@ -20,8 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Experiments of the book on gradient descent in continuous time.",
 )
-STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
-WIDTH = 72  # columns of what is listed, which the book shows without scrolling
+STOPPED = 130  # the exit status that shells report after Ctrl-C
+WIDTH = 72  # columns of the listing, which the book shows without scrolling
 
 
 def _show_version(wanted: bool | None) -> None:
@@ -37,7 +37,7 @@ def main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = None,
 ) -> None:
-    del version  # its callback has shown it
+    del version  # shown by its callback
 
 
 @app.command("list")
@@ -59,7 +59,7 @@ def list_experiments() -> None:
 
 
 def _as_text(value: Any) -> str:
-    """A setting as `--set` takes it."""
+    """A setting in the syntax of `--set`."""
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_as_text, value)) + ")"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
@@ -84,26 +84,26 @@ def run(
             help="Folder for checkpoints and the record.", show_default="runs/NAME-PROFILE"
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
 ) -> None:
-    """Run an experiment and keep its record.
+    """Run an experiment and store its record.
 
-    Its arrays, and where they came from, are stored in a folder.
+    The arrays and their provenance are written to a folder.
     """
     out = Path("runs") / f"{name}-{profile}" if out is None else out
-    # A scheduler that wants its machine back asks with SIGTERM.
+    # Schedulers stop a job with SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = experiments.configure(name, *(settings or ()), profile=profile)
         record = experiments.run(name, config, out=out, resume=resume, progress=True)
     except KeyboardInterrupt as stopped:
-        # Before its first piece and after its last a run has no more to say than that.
+        # Before its first checkpoint and after its last a run has no message of its own.
         typer.echo(
-            f"\n{str(stopped) or 'stopped'}; add --resume to the same command to go on", err=True
+            f"\n{str(stopped) or 'stopped'}; add --resume to the same command to continue", err=True
         )
         raise typer.Exit(STOPPED) from None
     except (ValueError, OSError) as error:
@@ -118,11 +118,11 @@ def run(
 @app.command()
 def redraw(
     source: Annotated[Path, typer.Argument(help="A figure's CSV, or a PNG that carries it.")],
-    target: Annotated[Path, typer.Argument(help="What to write: a .svg, .pdf or .png.")],
+    target: Annotated[Path, typer.Argument(help="Output file: .svg, .pdf or .png.")],
     theme: Annotated[str, typer.Option(help="light, or dark for a dark page.")] = "light",
 ) -> None:
-    """Draw a figure again from its data alone."""
-    from pfcore import figures  # Matplotlib, which the other commands can do without
+    """Redraw a figure from its data alone."""
+    from pfcore import figures  # needs Matplotlib, which the other commands do not
 
     try:
         csv = figures.contents(source).csv if source.suffix == ".png" else source

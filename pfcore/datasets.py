@@ -1,4 +1,4 @@
-"""Data sets: real data, fixed splits, standardised, in the dtype that the caller chooses."""
+"""Data sets of real data with fixed splits, standardised, in a chosen dtype."""
 
 import functools
 import hashlib
@@ -18,16 +18,16 @@ class Dataset(NamedTuple):
     """A data set split into training and test samples.
 
     Attributes:
-      name: what `load` was called with.
+      name: the name passed to `load`.
       train_inputs: [n_train, ...] floats, standardised with the training samples' statistics.
       train_targets: [n_train] integer classes.
-      test_inputs: [n_test, ...] floats, standardised likewise.
+      test_inputs: [n_test, ...] floats, standardised with the same statistics.
       test_targets: [n_test] integer classes.
-      source: where the samples came from, and how many of how many, in a sentence.
-      sha256: fingerprint of the samples before they were standardised, the same whichever copy of
-        the data they were read from: the SHA-256 of training inputs (uint8 pixels [n, height,
-        width, channels] or float64 features), training targets (int32), test inputs and test
-        targets, one after the other, little-endian.
+      source: the origin of the samples, and how many of how many, in a sentence.
+      sha256: fingerprint of the samples before they were standardised, independent of the copy of
+        the data that was read: the SHA-256 of training inputs (uint8 pixels [n, height, width,
+        channels] or float64 features), training targets (int32), test inputs and test targets, in
+        this order, little-endian.
     """
 
     name: str
@@ -47,7 +47,7 @@ SPLITS = ("official", "test")
 
 
 class _Pool(NamedTuple):
-    """What samples are drawn from: those rows of `inputs` and `targets`."""
+    """The samples to draw from: those rows of `inputs` and `targets`."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -87,12 +87,12 @@ def _images(name: str, split: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarr
         divided, why = True, ", as there are no training files"
         _warn_divided()
     samples, remark = _official.read(name, ("test",) if divided else ("train", "test"))
-    found = {part: len(labels) for part, (_, labels) in samples.items()}
-    whole = all(found[part] == manifest.SIZES[name][part] for part in found)
+    sizes = {part: len(labels) for part, (_, labels) in samples.items()}
+    whole = all(sizes[part] == manifest.SIZES[name][part] for part in sizes)
     files = f"official {manifest.TITLES[name]} {'test file' if divided else 'files'}"
     if not whole:
         counts = " and ".join(
-            f"{n:,} {'training' if part == 'train' else part}" for part, n in found.items()
+            f"{n:,} {'training' if part == 'train' else part}" for part, n in sizes.items()
         )
         files = f"{'head' if divided else 'heads'} of the {files} ({counts} samples found"
         files += f"; {remark})" if remark else ")"
@@ -111,7 +111,7 @@ def _check_classes(classes: Any, known: int) -> tuple[int, ...] | None:
     if len(set(labels)) < len(labels):
         raise ValueError(f"classes must differ from each other, got {labels}")
     if len(labels) < 2:
-        raise ValueError(f"classes must be at least two, to tell them apart, got {labels}")
+        raise ValueError(f"classes must be at least two, got {labels}")
     return labels
 
 
@@ -140,7 +140,7 @@ def _divide(pool: _Pool, num_test: int | None) -> dict[str, _Pool]:
 def _draw(
     part: str, pool: _Pool, number: int | None, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Inputs, targets, and in words which these are."""
+    """Inputs, targets, and a description of the selection."""
     available = len(pool.rows)
     wanted = available if number is None else number
     if wanted > available or not available:
@@ -181,7 +181,7 @@ def _standardise_features(train, test, dtype, *, divide: bool) -> tuple[np.ndarr
 
 
 def _standardise_images(train, test, dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A look-up table of 256 values per channel: no float64 copy of the images is ever made."""
+    """By a table of 256 values per channel, without a float64 copy of the images."""
     channels, values = train.shape[-1], np.arange(256.0)
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(train), 1000):
@@ -210,63 +210,63 @@ def load(
     seed: int | None = None,
     split: str = "official",
 ) -> Dataset:
-    r"""Load a data set, standardised and split the same way every time.
+    r"""Load a data set, standardised and split in the same way every time.
 
-    Two are embedded in scikit-learn, and need no download:
+    Two are embedded in scikit-learn and need no download:
 
     * "breast_cancer": Wisconsin diagnostic breast cancer, 569 samples, 30 features with mean 0
       and deviation 1 over the training samples, 2 classes. 455 to train on, 114 to test.
     * "digits": 8 × 8 images of handwritten digits, 1,797 samples, 64 pixels divided by 16 and
       centred, 10 classes. 1,437 to train on, 360 to test.
 
-    Three are read from their official files, downloaded once, with their hashes checked:
+    Three are read from their official files, downloaded once, and checked by hash:
 
     * "mnist": 28 × 28 × 1 images of handwritten digits, 10 classes. 60,000 to train on, 10,000 to
       test; 11 MB.
     * "fashion_mnist": 28 × 28 × 1 images of clothing, 10 classes. 60,000 to train on, 10,000 to
-      test; 31 MB. Where Debian's package `dataset-fashion-mnist` is installed, from there.
+      test; 31 MB. Read from Debian's package `dataset-fashion-mnist` where that is installed.
     * "cifar10": 32 × 32 × 3 photographs (height, width, channels), 10 classes. 50,000 to train on,
-      10,000 to test; 162 MB. The order of its training samples takes record $i$ of each of the
-      five batch files in turn, so that heads of the files hold a head of the samples.
+      10,000 to test; 162 MB. Training samples are ordered by taking record $i$ of each of the five
+      batch files in turn; heads of the files thus hold a head of the samples.
 
     Images are standardised per channel, $x = (p - m_c) / s_c$ with the pixel $p$ and the mean and
     deviation $m_c$, $s_c$ of channel $c$ over all pixels of the training samples chosen, in
     float64.
 
-    **Without a network**: set the environment variable `PFCORE_DATA` to a folder that holds the
-    official files, and nothing is downloaded: `mnist/train-images-idx3-ubyte.gz` and its three
-    siblings (or the same without `.gz`), the same four in `fashion-mnist/`,
+    **Offline use**: set the environment variable `PFCORE_DATA` to a folder that holds the official
+    files, and nothing is downloaded: `mnist/train-images-idx3-ubyte.gz` and its three siblings (or
+    the same without `.gz`), the same four in `fashion-mnist/`,
     `cifar-10-batches-bin/data_batch_1.bin` and its five siblings (or `cifar-10-binary.tar.gz`).
-    There the files may be heads of the official ones: a whole number of records, for MNIST's
-    format with a header that says how many. Files with all samples must have the official content,
-    decompressed: a package may compress them again. If MNIST's training files are missing there,
-    its test file is divided as with `split="test"`; a warning of the logger "pfcore" and `source`
-    say so.
+    The files may be heads of the official ones: a whole number of records, with the header's count
+    adjusted for MNIST's format. Files with all samples must have the official content when
+    decompressed; they may be compressed differently. If MNIST's training files are missing, its
+    test file is divided as with `split="test"`; a warning of the logger "pfcore" and `source`
+    report this.
 
     Args:
       name: one of the names above.
       dtype: floating-point dtype of the inputs, float32 by default.
       num_train: how many samples to train on, by default all.
       num_test: how many samples to test on, by default all.
-      classes: labels of the classes to keep, two or more, which become 0, 1, ... in the order
-        given; by default all.
-      seed: by default samples are the first in the data set's order. An integer takes the first of
-        `np.random.default_rng(seed).permutation(n)` instead, of the n training samples and of the
-        n test samples alike.
-      split: "official", or for the three sets of images also "test": only the test file is read (of
-        MNIST: 1.6 MB). Of its samples, in its order, the last `num_test` (by default a fifth,
-        2,000 of 10,000) are tested on, and the ones before them are there to train on.
+      classes: labels of the classes to keep, two or more, which become 0, 1, ... in the given
+        order; by default all.
+      seed: by default the first samples in the data set's order are taken. An integer takes the
+        first of `np.random.default_rng(seed).permutation(n)` instead, where n is the number of
+        training samples, or of test samples.
+      split: "official", or for the three sets of images also "test", which reads only the test file
+        (1.6 MB for MNIST). In the file's order, the last `num_test` samples (by default a fifth,
+        2,000 of 10,000) are for testing, and those before them for training.
 
     Returns:
       A `Dataset` of NumPy arrays: inputs of the given dtype, features [n, d] or images [n, height,
       width, channels], and int32 targets [n]; with `source` and `sha256`.
 
     Raises:
-      ValueError: the name, split or a class is not known; more samples are asked for than there
-        are; a feature or channel is constant over the training samples; or a file is truncated,
-        altered, or not what its name says.
-      TypeError: `dtype` is not a floating-point dtype, or a number is no integer.
-      FileNotFoundError: `PFCORE_DATA` is set, and a file is not there.
+      ValueError: unknown name, split or class; more samples requested than there are; a feature or
+        channel that is constant over the training samples; or a file that is truncated, altered or
+        of another format than its name implies.
+      TypeError: `dtype` is not a floating-point dtype, or a number is not an integer.
+      FileNotFoundError: `PFCORE_DATA` is set, and a file is missing there.
       ConnectionError: a file could not be downloaded.
 
     Example:
@@ -314,14 +314,14 @@ def load(
     if divided:
         test_words = test_words.replace(f"all {len(test):,}", f"last {len(test):,} of {total:,}")
     if name in EMBEDDED:
-        # Border pixels of digits never change, so that dividing by a deviation would divide by
-        # zero; all pixels share one scale.
+        # Border pixels of digits never change, so their deviation is zero; all pixels share one
+        # scale.
         inputs = _standardise_features(train, test, dtype, divide=name == "breast_cancer")
     else:
         inputs = _standardise_images(train, test, dtype)
     if classes is not None:
         source += f", classes {', '.join(map(str, classes))}"
-    found = Dataset(
+    data = Dataset(
         name=name,
         train_inputs=inputs[0],
         train_targets=train_targets,
@@ -330,5 +330,5 @@ def load(
         source=f"{source}: {train_words} to train on, {test_words} to test on",
         sha256=_fingerprint(train, train_targets, test, test_targets),
     )
-    records.note_source("data set", name=name, source=found.source, sha256=found.sha256)
-    return found
+    records.note_source("data set", name=name, source=data.source, sha256=data.sha256)
+    return data

@@ -1,4 +1,4 @@
-"""The discrete side: gradient descent."""
+"""Gradient descent, as a compiled loop."""
 
 from collections.abc import Callable
 
@@ -31,9 +31,9 @@ def gradient_descent(
 ) -> Params:
     r"""Iterates of gradient descent, $\theta_{k+1} = \theta_k - h\,\nabla E(\theta_k)$.
 
-    One compiled scan; compiled once for each kind of `loss` and `num_steps`, whatever the learning
-    rate and the data that the loss closes over. A run that diverges returns the infinities and NaNs
-    that the iteration produced.
+    One scan, compiled once for each kind of `loss` and each `num_steps`; other learning rates and
+    other data that the loss closes over reuse it. A run that diverges returns its infinities and
+    NaNs.
 
     Args:
       loss: $E$, from `params` to a real scalar.

@@ -1,4 +1,4 @@
-"""A model and its data -> full-batch loss and accuracy as functions of the parameters alone."""
+"""Full-batch loss and accuracy of a model on its data, as functions of the parameters alone."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ from pfcore._checks import ArrayLike, Loss, check_count
 from pfcore._trees import Params, in_single, is_complex, real_dtype, to_complex
 from pfcore.networks import Norm
 
-Model = Any  # a Flax NNX module: `_check_model` says better what else is wrong than a type can
+Model = Any  # a Flax NNX module: `_check_model` gives better errors than a type
 
 
 def _mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -28,8 +28,8 @@ def _mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 def _log_sum_exp(x: jax.Array) -> jax.Array:
     """log Σ_j exp(x_j) over the last axis.
 
-    Real logits get the usual shift by their maximum. Complex ones get none: a maximum is no
-    analytic function, and near the real axis, where flows live, none is needed.
+    Real logits are shifted by their maximum, as usual. Complex ones are not: a maximum is not an
+    analytic function, and near the real axis, where flows stay, no shift is needed.
     """
     if jnp.iscomplexobj(x):
         return jnp.log(jnp.sum(jnp.exp(x), axis=-1))
@@ -43,7 +43,7 @@ def _cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         outputs = jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)
         targets = jnp.concatenate([1 - targets, targets], axis=-1)
     # Shifting by the target's own logit is analytic, and keeps the exponentials small where the
-    # network is right.
+    # network is correct.
     reference = jnp.sum(targets * outputs, axis=-1, keepdims=True)
     return _log_sum_exp(outputs - reference)
 
@@ -52,7 +52,7 @@ _PER_SAMPLE = {"mse": _mse, "cross_entropy": _cross_entropy}
 
 
 def _stay_put(x: ArrayLike) -> ArrayLike:
-    """`x` where it lies: what a compiled function closes over comes to one device otherwise."""
+    """`x` with its sharding kept: closed-over arrays would otherwise move to one device."""
     known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
     if known and len(x.sharding.device_set) > 1:
         return jax.lax.with_sharding_constraint(x, x.sharding)
@@ -60,13 +60,13 @@ def _stay_put(x: ArrayLike) -> ArrayLike:
 
 
 def _correct(outputs: jax.Array, targets: jax.Array, threshold: float) -> jax.Array:
-    """1 for each position whose class is right, else 0; shapes [..., k] -> [...]."""
+    """1 for each position whose class is correct, else 0; shapes [..., k] -> [...]."""
     outputs, targets = jnp.real(outputs), jnp.real(targets)
     if outputs.shape[-1] == 1:
         right = (outputs[..., 0] > threshold) == (targets[..., 0] > 0.5)
     else:
         right = jnp.argmax(outputs, axis=-1) == jnp.argmax(targets, axis=-1)
-    # Comparisons with NaN would make it one of the classes.
+    # Comparisons with NaN would count as one of the classes.
     return (right & ~jnp.any(jnp.isnan(outputs), axis=-1)).astype(outputs.dtype)
 
 
@@ -79,10 +79,10 @@ def _as_array(x: ArrayLike) -> np.ndarray | jax.Array:
 
 
 def _chosen(mask: np.ndarray | jax.Array, x: np.ndarray | jax.Array, other: float | int) -> Any:
-    """`x` where `mask` says so, else `other`; the mask has the leading axes of `x`."""
+    """`x` where `mask` is true, else `other`; the mask has the leading axes of `x`."""
     xp = jnp if isinstance(x, jax.Array) or isinstance(mask, jax.Array) else np
     mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-    x = xp.asarray(x)  # in a precision that JAX has
+    x = xp.asarray(x)  # in a precision that JAX supports
     return xp.where(mask, x, xp.asarray(other, x.dtype))
 
 
@@ -91,8 +91,8 @@ def _check_classes(targets: np.ndarray | jax.Array, num_outputs: int) -> None:
     if targets.size and (targets.min() < 0 or targets.max() >= classes):
         raise ValueError(
             f"class labels run from {targets.min()} to {targets.max()}, but the model has "
-            f"{num_outputs} output(s), which can tell {classes} classes apart; leave out positions "
-            "that have no class by mask="
+            f"{num_outputs} output(s), which distinguish {classes} classes; exclude positions "
+            "without a class with mask="
         )
 
 
@@ -132,7 +132,7 @@ def _check_targets(
         )
     if len(targets) != rows[0]:
         raise ValueError(f"{rows[0]} inputs but {len(targets)} targets")
-    if mask is not None:  # what stands there is padding, and need not be a target
+    if mask is not None:  # masked positions hold padding, which need not be valid targets
         with jax.ensure_compile_time_eval():
             targets = _chosen(mask, targets, 0 if classes else 1 / num_outputs)
     if _known(targets):
@@ -147,7 +147,7 @@ def _check_targets(
 def _encoded(targets: jax.Array, num_outputs: int, dtype: jnp.dtype) -> jax.Array:
     """Targets as floats [..., num_outputs]; classes become one-hot (0/1 for one output).
 
-    Of a microbatch at a time: of sequences over a large vocabulary they would fill the memory.
+    Done for one microbatch at a time: for sequences over a large vocabulary, all would fill memory.
     """
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         return targets.astype(dtype)
@@ -178,7 +178,7 @@ def _check_weights(
     rows: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array | None:
-    """What each position counts, not yet divided by their sum; None where all count the same."""
+    """The weight of each position, not normalised; None where all are equal."""
     if weights is None and mask is None:
         return None
     given = _as_array(np.ones(rows[0]) if weights is None else weights)
@@ -195,7 +195,7 @@ def _check_weights(
             low, high = given.min(), given.max()
             if not (np.isfinite(low) and np.isfinite(high) and low >= 0):
                 raise ValueError(
-                    f"weights must be finite and not negative, got values from {low} to {high}"
+                    f"weights must be finite and non-negative, got values from {low} to {high}"
                 )
     full = jnp.asarray(_stay_put(given), dtype)
     full = jnp.broadcast_to(full.reshape(full.shape + (1,) * (len(rows) - full.ndim)), rows)
@@ -222,14 +222,14 @@ def _check_mesh(name: str, array: ArrayLike) -> None:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _split(x: jax.Array, microbatch: int, num_batches: int) -> jax.Array:
-    """[n, ...] -> [num_batches, microbatch, ...], the last rows filled up with the first sample.
+    """[n, ...] -> [num_batches, microbatch, ...], the last rows padded with the first sample.
 
-    Every num_batches-th sample goes into the same microbatch. So each one is spread over all
-    devices that hold the samples, where consecutive ones would lie on one device after another.
+    Every num_batches-th sample goes into the same microbatch, so each microbatch is spread over all
+    devices that hold samples. Consecutive samples would lie on one device.
     """
     missing = num_batches * microbatch - len(x)
     if missing:
-        # Padding and choosing leave a sharded axis sharded; indices or concatenation gather it.
+        # Padding and selection keep a sharded axis sharded; indexing or concatenation gathers it.
         padded = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
         real = jnp.arange(len(padded)).reshape(-1, *[1] * (x.ndim - 1)) < len(x)
         x = jnp.where(real, padded, x[:1])
@@ -250,7 +250,7 @@ def _check_model(model: Model) -> None:
 
 
 def _check_outputs(outputs: Any, num_samples: int) -> tuple[int, ...]:
-    """The shape of a model's outputs, if a loss can be made of them."""
+    """The shape of a model's outputs, if a loss can be computed from them."""
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise TypeError(
             "the model must return one array of outputs, got "
@@ -270,7 +270,7 @@ def _is_key(x: jax.Array) -> bool:
 
 
 def _for_sample(rest: Any, index: jax.Array) -> Any:
-    """What is no parameter, with random keys of the sample's own."""
+    """State other than parameters, with random keys folded with the sample's index."""
 
     def fold(x: jax.Array) -> jax.Array:
         if not _is_key(x):
@@ -292,7 +292,7 @@ def _check_rngs(rngs: Any) -> nnx.Rngs:
 
 
 def _next_keys(rngs: nnx.Rngs) -> dict[str, jax.Array]:
-    """The key that each stream would give next; it does not give it, so that it can again."""
+    """The key that each stream would give next, without advancing the stream."""
     return {
         name: jax.random.fold_in(stream.key[...], stream.count[...])
         for name, stream in rngs.items()
@@ -300,7 +300,7 @@ def _next_keys(rngs: nnx.Rngs) -> dict[str, jax.Array]:
 
 
 def _reseeded(rest: Any, rngs: nnx.Rngs) -> Any:
-    """A model's streams started anew from those of `rngs`; others stay as they are."""
+    """A model's streams restarted from those of `rngs`; others stay as they are."""
     keys, place = _next_keys(rngs), itertools.count()
 
     def fresh(variable: Any) -> Any:
@@ -312,7 +312,7 @@ def _reseeded(rest: Any, rngs: nnx.Rngs) -> Any:
         old = variable[...]
         if isinstance(variable, nnx.RngCount):
             return jnp.zeros_like(old)
-        # Streams of one name differ, as those of a model do.
+        # Streams with the same name get different keys.
         key = jax.random.fold_in(key, next(place))
         return jax.random.split(key, old.shape) if old.shape else key
 
@@ -320,10 +320,10 @@ def _reseeded(rest: Any, rngs: nnx.Rngs) -> Any:
 
 
 def _depends(function: Callable[[Any], Any], argument: Any) -> bool:
-    """Whether what `function` returns depends on its argument, of whatever value.
+    """Whether the result of `function` depends on its argument.
 
-    `jax.vmap` follows what depends on the argument through the whole program, and refuses to
-    return it as if it did not. A function that can be evaluated raises nothing else here.
+    `jax.vmap` tracks the dependence through the whole program, and refuses to return a result that
+    depends on the argument as if it did not. A function that can be evaluated raises nothing else.
     """
     two = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), argument)
     try:
@@ -357,8 +357,8 @@ class _Network:
             rest = _reseeded(rest, rngs)
             self.keys = _next_keys(rngs)
             self.takes_rngs = "rngs" in inspect.signature(type(model).__call__).parameters
-        # Arrays alone: a State shares its variables with the model, would follow their changes,
-        # and keeps a call under a transformation from changing them.
+        # Plain arrays: a State would share its variables with the model and follow their changes,
+        # and a call under a transformation could not change them.
         self.graph, self.params = graph, nnx.to_pure_dict(params)
         self.rest = nnx.to_pure_dict(rest)
         if not jax.tree.leaves(self.params):
@@ -386,7 +386,7 @@ class _Network:
         return x.astype(real_dtype(params)) if floating else x
 
     def uses_statistics(self, x: jax.Array) -> bool:
-        """Whether outputs depend on statistics of the batch, as far as it shows in the model."""
+        """Whether outputs depend on batch statistics that the model declares."""
 
         def statistics(x: jax.Array) -> Any:
             model = self._called(self.params, self.rest, x, 0)[1]
@@ -409,11 +409,11 @@ class _Network:
         return self._called(params, self.rest, x, 0)[0]
 
     def one_by_one(self, params: Params, x: jax.Array, index: jax.Array) -> Any:
-        """Each sample with random numbers that depend on its index alone."""
+        """Each sample with random numbers that depend only on its index."""
 
         def outputs(x: jax.Array, index: jax.Array) -> Any:
-            found, _ = self._called(params, _for_sample(self.rest, index), x[None], index)
-            return jax.tree.map(lambda y: y[0], found)
+            batch, _ = self._called(params, _for_sample(self.rest, index), x[None], index)
+            return jax.tree.map(lambda y: y[0], batch)
 
         return jax.vmap(outputs)(x, index)
 
@@ -459,10 +459,10 @@ def _sum_over_samples(
     if split and rngs is None and network.draws(inputs):
         raise ValueError(
             f"microbatch={microbatch} would draw the random numbers of the model, such as dropout "
-            "masks, for each microbatch, which is another loss; pass rngs=nnx.Rngs(0), with which "
-            "a sample's numbers do not depend on the microbatch, or call model.eval()"
+            "masks, for each microbatch, which is another loss; pass rngs=nnx.Rngs(0), which makes "
+            "a sample's numbers independent of the microbatch, or call model.eval()"
         )
-    # What is random is drawn for each sample by itself, unless samples need each other.
+    # Random numbers are drawn sample by sample, unless the outputs of samples depend on each other.
     call = network.at_once if rngs is None or together else network.one_by_one
     mask = None if mask is None else _check_mask(mask, shape[:-1])
     targets = _check_targets(targets, shape, mask, dtype, probabilities=probabilities)
@@ -494,7 +494,7 @@ def _sum_over_samples(
     batches = (x, y, shares, index)
 
     def total(params: Params) -> jax.Array:
-        @jax.checkpoint  # recomputed in the backward pass: nothing is kept between microbatches
+        @jax.checkpoint  # recompute in the backward pass: nothing is stored between microbatches
         def step(total, batch):
             return total + batch_sum(params, *batch), None
 
@@ -522,19 +522,20 @@ def full_batch(
       $p_i = \operatorname{softmax} f_\theta(x_i)$; with one output, the logistic loss.
 
     Both are analytic in $\theta$ where the network is, and may be called at complex parameters.
-    For outputs [n, T, k], with more axes between samples and outputs, the mean is over all
-    positions, n of T each. With weights $w$ it is $\sum_i w_i \ell_i / \sum_i w_i$: a sample of
-    weight 2 counts as if it were there twice.
+    For outputs [n, T, k], with further axes between samples and outputs, the mean is over all
+    $nT$ positions. With weights $w$ it is $\sum_i w_i \ell_i / \sum_i w_i$: a sample of weight 2
+    counts as if it were there twice.
 
-    Inputs and targets may be sharded over devices along the samples, and stay so. Data that a
-    compiled function closes over are copied to every device as constants, though, and data that
-    span several processes cannot be closed over at all: compile a function of the data that calls
-    `full_batch`, as in the example. There the values of targets and weights are not checked.
+    Inputs and targets may be sharded over devices along the samples, and keep their sharding.
+    However, data that a compiled function closes over are copied to every device as constants, and
+    data that span several processes cannot be closed over at all. Compile a function of the data
+    that calls `full_batch`, as in the example. The values of targets and weights are not checked
+    under tracing.
 
     Args:
       model: a Flax NNX module, called on a batch of inputs. State other than `nnx.Param` is
-        frozen at its present value: running statistics, and random keys, so that dropout that is
-        not switched off by `model.eval()` has the same mask at every call.
+        frozen at its present value: running statistics, and random keys. Dropout that is not
+        switched off by `model.eval()` therefore has the same mask at every call.
       inputs: [n, ...]. Floats get the precision of the parameters; integers, such as tokens, stay
         integers.
       targets: [n] integer classes (one-hot encoded; 0/1 for a single output), or [n, outputs]
@@ -542,26 +543,27 @@ def full_batch(
       kind: "mse" or "cross_entropy".
       microbatch: samples evaluated at a time. The sum over microbatches is exact up to rounding,
         and memory for derivatives is bounded by one microbatch. None: all at once. Every device
-        works on every microbatch if the number of devices divides this one; no sample moves to
-        another device if this one divides n.
-      weights: [n], at least 0, or [n, T] for outputs [n, T, k]. None: all the same.
-      mask: of the outputs' shape without its last axis; False or 0 leaves a position out, whatever
-        its target. None: every position counts.
+        works on every microbatch if `microbatch` is a multiple of the number of devices; no sample
+        moves to another device if `microbatch` divides n.
+      weights: [n], at least 0, or [n, T] for outputs [n, T, k]. None: all equal.
+      mask: the outputs' shape without its last axis; False or 0 excludes a position, whatever its
+        target. None: every position counts.
       rngs: `nnx.Rngs`, a key or a seed. Each sample's random numbers are then drawn from its
-        streams and the sample's index, the same whatever the microbatch, at every call and
-        whatever was drawn from `rngs` before or since; a model whose `__call__` has an argument
-        `rngs` is given them there, too. (With batch normalisation, they are drawn for all samples
-        together.) None: as the model's own streams have it, all at once.
+        streams and the sample's index. They are the same at every call and for every `microbatch`,
+        whatever else is drawn from `rngs`. A model whose `__call__` has an argument `rngs` receives
+        them there. (With batch normalisation, they are drawn for all samples together.) None: the
+        model's own streams, for all samples at once.
 
     Returns:
       `(loss, params)`: `params` is a nested dict of arrays, `loss(params)` a scalar of their
-      widest dtype, and at least of float32.
+      widest dtype, at least float32.
 
     Raises:
-      ValueError: unknown `kind`, targets, weights or a mask that do not fit inputs or outputs,
-        `microbatch` below 1, with batch normalisation, or with random numbers and no `rngs`, data
+      ValueError: unknown `kind`; targets, weights or a mask that do not fit inputs or outputs;
+        `microbatch` below 1, with batch normalisation, or with random numbers and no `rngs`; data
         sharded over explicit mesh axes.
-      TypeError: a model that is no NNX module or returns more than one array, a mask of fractions.
+      TypeError: a model that is not an NNX module or returns more than one array, a mask of
+        fractions.
 
     Example:
       >>> from flax import nnx
@@ -582,7 +584,7 @@ def full_batch(
       >>> gradient(params, *data)["layers"][0]["kernel"].shape
       (2, 3)
 
-      A class at each of three tokens, the last of which are padding:
+      A class at each of three tokens; token 0 is padding:
 
       >>> tokens = jnp.array([[1, 5, 3], [4, 0, 0]])
       >>> model = nnx.Sequential(
@@ -617,17 +619,17 @@ def accuracy(
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
 ) -> tuple[Callable[[Params], jax.Array], Params]:
-    r"""Share of samples classified right, as a function of the parameters of a network.
+    r"""Fraction of samples classified correctly, as a function of the parameters of a network.
 
-    The class is that of the largest output; of a single output it is 1 above `threshold`, else 0.
-    Of complex outputs the real part counts. A sample whose outputs are NaN is wrong. For outputs
-    [n, T, k] it is the share of all positions.
+    The class is that of the largest output; with a single output it is 1 above `threshold`, else 0.
+    The real part of complex outputs is used. A sample whose outputs are NaN is wrong. For outputs
+    [n, T, k] it is the fraction of all positions.
 
     Args:
       model: as for `full_batch`.
       inputs: as for `full_batch`.
-      targets: [n] integer classes, or [n, outputs] floats, of which the largest is the class (of
-        a single one: 1 above 0.5, else 0); with more positions as for `full_batch`.
+      targets: [n] integer classes, or [n, outputs] floats, of which the largest is the class (with
+        a single output: 1 above 0.5, else 0); for sequences as for `full_batch`.
       threshold: for a single output: 0 (default) suits a logit, trained by "cross_entropy"; 0.5
         suits an output trained by "mse" on 0 and 1.
       microbatch: samples evaluated at a time, which bounds memory. None: all at once.
@@ -636,7 +638,7 @@ def accuracy(
 
     Returns:
       `(accuracy, params)`: `params` is a nested dict of arrays, `accuracy(params)` a real scalar
-      between 0 and 1. No gradients: it is piecewise constant.
+      between 0 and 1. It is piecewise constant, without useful gradients.
 
     Raises:
       ValueError: as for `full_batch`.

@@ -1,6 +1,6 @@
-r"""Landscapes to look at: losses of one or two parameters with a name, a domain and minima.
+r"""Test landscapes: losses of one or two parameters with a name, a domain and their minima.
 
-Each is called like any loss, at real or complex parameters, and knows where it is worth drawing.
+Each is called like any loss, at real or complex parameters.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from pfcore._checks import ArrayLike
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """A loss of few parameters, with what is needed to draw it.
+    """A loss of few parameters, with the data needed to draw it.
 
     Attributes:
-      name: what to call it.
+      name: a name for figures.
       function: from an array of shape [d] to a scalar.
-      domain: [d, 2], lower and upper end of each coordinate worth drawing.
+      domain: [d, 2], lower and upper end of each coordinate to draw.
       minima: [m, d], every local minimum in the domain; m = 0 where there is none.
     """
 
@@ -34,11 +34,11 @@ class Objective:
         return self.function(params)
 
     def scaled(self, factor: float) -> "Objective":
-        """The same landscape with values multiplied by `factor`, and so eigenvalues too."""
+        """The same landscape with values, and so eigenvalues, multiplied by `factor`."""
         if not (np.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be positive and finite, got {factor!r}")
         function = self.function
-        # A NumPy float would raise the precision of single-precision parameters.
+        # A NumPy float would promote single-precision parameters.
         factor = float(factor)
         return dataclasses.replace(self, function=lambda params: factor * function(params))
 
@@ -63,7 +63,7 @@ def quadratic_form(matrix: ArrayLike, vector: ArrayLike | None = None) -> Object
     m = np.asarray(matrix, float)
     square = m.ndim == 2 and m.shape[0] == m.shape[1]
     if not (square and np.all(np.isfinite(m)) and np.allclose(m, m.T)):
-        raise ValueError(f"matrix must be square and symmetric, of finite numbers, got {matrix!r}")
+        raise ValueError(f"matrix must be square, symmetric and finite, got {matrix!r}")
     b = np.zeros(len(m)) if vector is None else np.asarray(vector, float)
     if b.shape != (len(m),) or not np.all(np.isfinite(b)):
         raise ValueError(f"vector must have shape ({len(m)},) and be finite, got {vector!r}")

@@ -1,6 +1,6 @@
-"""What a result was computed with: versions, device, commit, and the data that was used.
+"""Provenance of a result: versions, device, commit and data.
 
-A configuration is identified by the digest of its JSON.
+A configuration is identified by a digest of its JSON.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ PACKAGES = ("pfcore", "jax", "jaxlib", "flax", "numpy")
 
 
 def jsonable(value: Any) -> Any:
-    """A configuration as JSON would give it back: dataclasses as dicts, tuples as lists."""
+    """A configuration as JSON would return it: dataclasses as dicts, tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -27,18 +27,18 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value!r} has no place in JSON; use null")
+        raise ValueError(f"{value!r} cannot be stored in JSON; use null")
     return value
 
 
 def digest(value: Any) -> str:
-    """Eight hexadecimal digits that tell one configuration from another."""
+    """Eight hexadecimal digits that identify a configuration."""
     text = json.dumps(jsonable(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _commit() -> str | None:
-    """The commit that pfcore's own checkout stands at, "+" if it has been changed since."""
+    """The commit of pfcore's own checkout, with "+" if it has uncommitted changes."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -51,7 +51,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        # An installed copy inside somebody else's checkout has no commit of its own.
+        # A copy installed inside another checkout has no commit of its own.
         if not git("ls-files", "--", "provenance.py"):
             return None
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
@@ -68,7 +68,7 @@ def _device() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device, precision and commit of this process, as they stand in `record.json`."""
+    """Versions, device, precision and commit of this process, as stored in `record.json`."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -78,7 +78,7 @@ def provenance() -> dict[str, Any]:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return {
         "device": _device(),
-        # Of products of float32 matrices, where the device has a coarser kind, such as TF32.
+        # Of float32 matrix products, on devices with a less precise format, such as TF32.
         "matmul_precision": precision or "default",
         "processes": jax.process_count(),
         "versions": versions,
@@ -90,12 +90,12 @@ _sources: list[dict[str, Any]] = []
 
 
 def note_source(kind: str, **described: Any) -> None:
-    """Keep in mind that this process has used a data set or a record, or computed one."""
+    """Register a data set or record that this process used or computed."""
     source = {"kind": kind} | jsonable(described)
     if source not in _sources:
         _sources.append(source)
 
 
 def sources() -> list[dict[str, Any]]:
-    """The data sets and records that this process has used so far, each once, oldest first."""
+    """The data sets and records used by this process so far, each once, oldest first."""
     return [dict(source) for source in _sources]

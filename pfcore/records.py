@@ -1,7 +1,7 @@
-"""A run's arrays and where they came from, as two files in a folder.
+"""The arrays of a run and their provenance, as two files in a folder.
 
-`arrays.npz` holds the arrays, and `record.json` beside it the experiment, its configuration, and
-what it was computed with.
+`arrays.npz` holds the arrays; `record.json` holds the experiment, its configuration and its
+provenance.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from pfcore.provenance import provenance as provenance
 from pfcore.provenance import sources as sources
 
 ARRAYS, RECORD = "arrays.npz", "record.json"
-RUN = "run.json"  # in place of the record, while a run is under way
+RUN = "run.json"  # in place of the record while a run is unfinished
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a run left.
+    """The result of a run.
 
     Attributes:
       arrays: NumPy arrays by name.
-      info: what `record.json` holds: `experiment`, `config`, `data` (source and SHA-256),
+      info: the content of `record.json`: `experiment`, `config`, `data` (source and SHA-256),
         whether it `diverged` and `diverged_at_step`, `wall_time_s`, `device`, `versions`,
         `commit`.
     """
@@ -44,23 +44,23 @@ class Record:
 
     @property
     def computed_on(self) -> str:
-        """Where the numbers come from, in a few words for a figure."""
+        """Device and JAX version, as a short text for a figure."""
         return f"{self.info['device']}, JAX {self.info['versions']['jax']}"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
+    """Write JSON atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def write(record: Record, folder: str | Path) -> None:
-    """Store a record; `record.json` comes last, so that a folder that has one is complete.
+    """Store a record. `record.json` is written last: a folder that has one is complete.
 
     Args:
-      record: what to store; its arrays must be numbers or booleans.
-      folder: made if it does not exist.
+      record: the record; its arrays must be numbers or booleans.
+      folder: created if it does not exist.
 
     Raises:
       TypeError: an array holds anything else, such as Python objects.
@@ -71,12 +71,12 @@ def write(record: Record, folder: str | Path) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biufc":
             raise TypeError(
-                f"array {name!r} is of dtype {array.dtype}; a record keeps numbers and booleans"
+                f"array {name!r} is of dtype {array.dtype}; a record stores numbers and booleans"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    # What an older record described is about to go.
+    # An older record's arrays are about to be replaced.
     (folder / RECORD).unlink(missing_ok=True)
-    # Entries of the archive carry no time, so that the same arrays give the same bytes.
+    # Entries of the archive carry no time: the same arrays give the same bytes.
     partial = folder / (ARRAYS + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
@@ -90,7 +90,7 @@ def write(record: Record, folder: str | Path) -> None:
 
 
 def read(folder: str | Path) -> Record:
-    """Read a record back. Pickled content is refused, not executed.
+    """Read a record. Pickled content is rejected, not executed.
 
     Raises:
       FileNotFoundError: there is no finished record in the folder.
@@ -99,7 +99,9 @@ def read(folder: str | Path) -> Record:
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         begun = (
-            " A run was begun there: finish it with --resume." if (folder / RUN).is_file() else ""
+            " An unfinished run is there: resume it with --resume."
+            if (folder / RUN).is_file()
+            else ""
         )
         raise FileNotFoundError(f"no {RECORD} in {str(folder)!r}.{begun}")
     with open(folder / ARRAYS, "rb") as file:
@@ -109,26 +111,26 @@ def read(folder: str | Path) -> Record:
             reading = ARRAYS
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        # One wrong byte can pick another decompressor, with errors of its own.
+        # One wrong byte can select another decompressor, with errors of its own.
         except Exception as error:
             raise ValueError(f"{str(folder / reading)!r} cannot be read: {error}") from error
     described = info.pop("arrays", {})
-    found = {n: {"shape": list(a.shape), "dtype": str(a.dtype)} for n, a in arrays.items()}
-    if found != described:
+    actual = {n: {"shape": list(a.shape), "dtype": str(a.dtype)} for n, a in arrays.items()}
+    if actual != described:
         raise ValueError(
             f"{ARRAYS} and {RECORD} in {str(folder)!r} do not belong together: "
-            f"the one holds {found}, the other describes {described}"
+            f"the one holds {actual}, the other describes {described}"
         )
     note_source("stored record", **info, folder=folder.name)
     return Record(arrays, info)
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Whether the folder holds a whole record."""
+    """Whether the folder holds a complete record."""
     return (Path(folder) / RECORD).is_file()
 
 
-# Up to version 0.2 what a folder holds while its run is under way stood here.
+# Up to version 0.2 the names for the folder of an unfinished run were here.
 _MOVED = {
     "CHECKPOINTS": "CHECKPOINTS",
     "Checkpoints": "Checkpoints",

@@ -1,8 +1,8 @@
-r"""What each flow says about stability, eigenvalue by eigenvalue.
+r"""Stability of each flow, eigenvalue by eigenvalue.
 
 Along an eigenvector with eigenvalue $\lambda$ a flow moves at $\alpha(h\lambda)$ times the
-gradient. The sign of $\operatorname{Re}\alpha$ against that of $\lambda$ tells whether it is
-attracted or repelled there; gradient descent's own answer is whether $|1 - h\lambda| < 1$.
+gradient. The signs of $\operatorname{Re}\alpha$ and $\lambda$ determine whether it is attracted or
+repelled; gradient descent is attracted if $|1 - h\lambda| < 1$.
 """
 
 from typing import NamedTuple
@@ -37,27 +37,27 @@ def _as_inexact(value: ArrayLike) -> jax.Array:
 
 
 def coefficient(flow_name: str, z: ArrayLike) -> jax.Array:
-    r"""How fast a flow moves along an eigenvector, as a multiple of the gradient there.
+    r"""Speed of a flow along an eigenvector, as a multiple of the gradient there.
 
     With $z = h\lambda$: "ngf" $-1$; "igr" $-(1 + \frac z2)$; "third_order"
     $-(1 + \frac z2 + \frac{z^2}3)$, its principal part; "principal" $\log(1 - z)/z$.
     While the state is real, $\frac{dE}{dt} = \sum_i \alpha(h\lambda_i)(g^\top u_i)^2$.
 
-    Of flows that carry an oscillation it is another number, how fast that grows, in one step of
-    gradient descent and relative to itself, which is $\log|1 - z|$ for gradient descent:
-    "two_frame" $(z - 2) - \frac{(z - 2)^2}2$, which is its default order 2 (order 1 is $z - 2$);
+    For flows that carry an oscillation the coefficient is the oscillation's relative growth in one
+    step of gradient descent, which is $\log|1 - z|$ for gradient descent itself: "two_frame"
+    $(z - 2) - \frac{(z - 2)^2}2$, its default order 2 (order 1 is $z - 2$);
     "rod" $\frac{z^2}4 - 1$; "edge" $\log|1 - z|$.
 
     Args:
       flow_name: one of `pfcore.flows.FLOWS` that has a coefficient.
-      z: $h\lambda$, any shape, real or complex; no unit.
+      z: $h\lambda$, dimensionless, any shape, real or complex.
 
     Returns:
       $\alpha(z)$, of the shape of `z`; complex for "principal" (with $\operatorname{Im} \ge 0$ at
       real $z > 1$, and an infinite real part at $z = 1$), else of the dtype of `z`.
 
     Raises:
-      ValueError: the flow is not known.
+      ValueError: unknown flow.
 
     Example:
       >>> import pfcore
@@ -90,7 +90,7 @@ def stability_coefficient(
       The coefficient, real, of the shape of `eigenvalue`.
 
     Raises:
-      ValueError: the flow is not known, or the learning rate is not positive and finite.
+      ValueError: unknown flow, or a learning rate that is not positive and finite.
 
     Example:
       >>> import pfcore
@@ -103,12 +103,12 @@ def stability_coefficient(
 
 
 def regime(learning_rate: ScalarLike, eigenvalue: ArrayLike) -> str | np.ndarray:
-    r"""How gradient descent, and the principal flow with it, behaves along an eigenvector.
+    r"""Behaviour of gradient descent, and of the principal flow, along an eigenvector.
 
     * $\lambda < 0$: "repelling"
     * $0 \le h\lambda \le 1$: "attracting"
     * $1 < h\lambda < 2$: "attracting, oscillating"
-    * $h\lambda \ge 2$: "repelling, oscillating" (at 2 exactly it neither nears nor leaves)
+    * $h\lambda \ge 2$: "repelling, oscillating" (at exactly 2 it keeps its distance)
 
     Args:
       learning_rate: $h > 0$.
@@ -137,7 +137,7 @@ def regime(learning_rate: ScalarLike, eigenvalue: ArrayLike) -> str | np.ndarray
 
 
 class Drift(NamedTuple):
-    r"""What one step of gradient descent leaves behind, to leading order $\frac{h^2}2 Hg$.
+    r"""Local error of one step of gradient descent, to leading order $\frac{h^2}2 Hg$.
 
     Attributes:
       norm: $\|Hg\|$.
@@ -151,15 +151,15 @@ class Drift(NamedTuple):
 
 
 def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
-    r"""Drift of gradient descent from the negative gradient flow, $\|H g\|$, and where it points.
+    r"""Drift of gradient descent from the negative gradient flow, $\|H g\|$, and its direction.
 
     After one step from the same point the two differ by $\frac{h^2}2 Hg + O(h^3)$.
 
     Args:
       loss: $E$, from `params` to a real scalar.
       params: any pytree of floating-point arrays.
-      vectors: orthonormal directions, such as eigenvectors, of the structure of `params` with a
-        leading axis of length k; by default none.
+      vectors: orthonormal directions, such as eigenvectors, with the structure of `params` and a
+        leading axis of length k; none by default.
 
     Returns:
       A `Drift`.
@@ -170,8 +170,8 @@ def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
     Example:
       >>> import jax.numpy as jnp, pfcore
       >>> loss = lambda x: x[0] ** 2 + 0.5 * x[1] ** 2
-      >>> found = pfcore.stability.drift(loss, jnp.array([1.0, 0.0]), jnp.eye(2))
-      >>> float(found.norm), found.share.tolist()
+      >>> result = pfcore.stability.drift(loss, jnp.array([1.0, 0.0]), jnp.eye(2))
+      >>> float(result.norm), result.share.tolist()
       (4.0, [1.0, 0.0])
     """
     params = check_loss(loss, params)

@@ -1,4 +1,4 @@
-"""Adaptive learning rates as Optax transformations: from drift, from curvature, from sharpness."""
+"""Adaptive learning rates as Optax transformations, from drift, curvature or sharpness."""
 
 from pfcore.learning_rates._cdat import ScaleByCdatState, cdat, scale_by_cdat
 from pfcore.learning_rates._dal import ScaleByDalState, dal, scale_by_dal

@@ -1,4 +1,4 @@
-"""Curvature-dynamics aware tuning: on edge along the optimiser's own direction."""
+"""Curvature-dynamics aware tuning: at the edge along the optimiser's own direction."""
 
 import functools
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ class ScaleByCdatState(NamedTuple):
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $|u^\top Hu|/\|u\|^2$ along the last update's direction; 0 before.
       slope: smoothed $n = \max(-g^\top u, 0)$, divided by $2^\text{exponent}$.
-      bend: smoothed $d = |u^\top Hu|$, divided by the same.
-      num_updates: so far.
+      bend: smoothed $d = |u^\top Hu|$, divided by $2^\text{exponent}$.
+      num_updates: number of updates so far.
       exponent: 0 unless an average is so large or so small that it might leave the range of its
         dtype.
     """
@@ -56,8 +56,8 @@ def _smoothed(
 ) -> tuple[Array, Array, Array]:
     """The averages of size · slope and size² · bend, and their common exponent.
 
-    The products over- or underflow where the gradient is large or small: mantissas and exponents
-    are multiplied apart.
+    The products overflow or underflow where the gradient is large or small. Mantissas and exponents
+    are therefore multiplied separately.
     """
     dtype = slope.dtype
     size, power = jnp.frexp(size)
@@ -89,30 +89,31 @@ def scale_by_cdat(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by CDAT's learning rate.
 
-    Along the direction $u$ that the update will take, minus what comes in,
+    Along the direction $u$ of the update, minus the incoming one,
 
     $$\begin{gathered}
     h = \min\Bigl(\sigma\,\frac{\bar n}{\bar d},\; h_\text{max}\Bigr), \\
     n = \max(-g^\top u, 0), \quad d = |u^\top H u| ,
     \end{gathered}$$
 
-    where bars are exponential moving averages. $\sigma = 2$ is "on edge": the loss's quadratic
-    model along $u$ ends where it began; $\sigma = 1$ is its minimum. For gradient descent without
-    smoothing, DAL at $p = 1$ never exceeds it at $\sigma = 2$, by Cauchy and Schwarz.
+    where bars are exponential moving averages. At $\sigma = 2$, "on edge", the quadratic model of
+    the loss along $u$ returns to its initial value; $\sigma = 1$ is its minimum. For gradient
+    descent without smoothing and $\sigma = 2$, DAL at $p = 1$ never exceeds it, by the
+    Cauchy-Schwarz inequality.
 
     Where $\bar d = 0$, h is $h_\text{max}$ if $\bar n > 0$, else 0. Where $n$ or $d$ is not
-    finite, h is 0, the update is zero, and the averages are kept as they were. On momentum, and on
-    parameters of 16 bits, see `scale_by_dal`.
+    finite, h is 0, the update is zero, and the averages are unchanged. On momentum and 16-bit
+    parameters, see `scale_by_dal`.
 
     Args:
       scale: $\sigma > 0$.
-      decay: of the averages, in [0, 1); 0 for no smoothing.
+      decay: weight of the past in the averages, in [0, 1); 0 for no smoothing.
       max_learning_rate: $h_\text{max} > 0$, this library's addition.
       axis_name: as for `scale_by_dal`.
 
     Returns:
-      An Optax transformation with extra arguments, called as `scale_by_dal` is; it computes the
-      gradient anew, at the price of one product, so it may stand after momentum or Adam. Its state
+      An Optax transformation with extra arguments, called as `scale_by_dal` is. It recomputes the
+      gradient together with its one Hessian product, so it may follow momentum or Adam. Its state
       is a `ScaleByCdatState`.
 
     Raises:
@@ -168,7 +169,7 @@ def scale_by_cdat(
         slope = jnp.maximum(_dot(g, direction, dtype), 0)
         bend = jnp.abs(_dot(direction, product, dtype))
         sane = jnp.isfinite(slope) & jnp.isfinite(bend) & jnp.isfinite(size)
-        # Before the first the averages are zero: what is missing cancels in the ratio.
+        # The averages start at zero; the bias cancels in the ratio.
         keep = jnp.asarray(decay).astype(dtype)
         averages = _smoothed(state, keep, slope, bend, size.astype(dtype))
         mean_slope, mean_bend, exponent = (

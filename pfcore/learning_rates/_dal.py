@@ -1,4 +1,4 @@
-"""Drift-adjusted learning rates: the step is as long as the drift allows."""
+"""Drift-adjusted learning rates."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from pfcore.learning_rates.common import (
 )
 
 CAPS = ("hard", "smooth")
-FINITE_DIFFERENCE = 0.01  # length of the step that the difference of gradients takes
+FINITE_DIFFERENCE = 0.01  # step length of the finite difference of gradients
 
 
 class ScaleByDalState(NamedTuple):
@@ -36,8 +36,8 @@ class ScaleByDalState(NamedTuple):
     Attributes:
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $\|Hg\|/\|g\|$ as last measured, or its average; 0 before.
-      num_updates: so far.
-      weight: average of $\|g\|$; 0 where nothing is averaged.
+      num_updates: number of updates so far.
+      weight: average of $\|g\|$; 0 without averaging.
     """
 
     learning_rate: Float[Array, ""]
@@ -47,9 +47,9 @@ class ScaleByDalState(NamedTuple):
 
 
 def _difference(loss: Loss, params: Params, direction: Params) -> Array:
-    """The norm of H along a direction, from two gradients a step apart."""
+    """The norm of H times a direction, from two gradients a step apart."""
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
-    # A shorter step would be lost in rounding; this one is so to about eps^(1/3) of its length.
+    # A shorter step would be lost in rounding; this one has a relative error of about eps^(1/3).
     length = jnp.maximum(FINITE_DIFFERENCE, eps ** (2 / 3) * norm(params))
     beyond = add_scaled(params, length, direction)
     moved = norm(jax.tree.map(jnp.subtract, beyond, params))
@@ -61,10 +61,10 @@ def _difference(loss: Loss, params: Params, direction: Params) -> Array:
 def _averaged(
     decay: Array, old: tuple[Array, Array], new: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """The ratio of two moving averages and the lower one, from ratios and what they are over.
+    """The ratio of two moving averages and the denominator, from ratios and their denominators.
 
-    Not from the averages themselves: the upper one is a product, which may leave the range. What is
-    not finite, or over nothing, leaves the averages as they were.
+    The averages themselves are not used, because the numerator is a product that may leave the
+    range. Values that are not finite, or with denominator zero, leave the averages unchanged.
     """
     ratio, weight = new
     kept = decay * old[1]
@@ -76,8 +76,8 @@ def _averaged(
 
 
 def _stretch(kind: str, at: Point) -> tuple[Array, Array]:
-    """How much longer H makes the updates (0 where they are 0, not finite where they are not), and
-    their norm."""
+    """The factor by which H lengthens the updates (0 where they are 0, not finite where they are
+    not), and their norm."""
     direction, size = normalised(at.updates)
     if kind == "exact":
         # H times the direction, not the direction times H: their product may leave the range.
@@ -115,56 +115,55 @@ def scale_by_dal(
     $$h = \min\Bigl(\frac{2}{(\|Hg\|/\|g\|)^{p}},\; h_\text{max}\Bigr)$$
 
     In one step gradient descent departs from the negative gradient flow by $\frac{h^2}2 Hg$ to
-    leading order; DAL ($p = 1$) keeps $\frac{h}{2}\|Hg\|$ at $\|g\|$. Where all of the gradient
-    lies along one eigenvector, that is $h = 2/|\lambda|$, the edge of stability. $p = 0$ is the
-    fixed rate $\min(2, h_\text{max})$. With `cap="smooth"` it is DALR,
+    leading order; DAL ($p = 1$) keeps $\frac{h}{2}\|Hg\|$ at $\|g\|$. Where the gradient lies along
+    one eigenvector, this is $h = 2/|\lambda|$, the edge of stability. $p = 0$ is the fixed rate
+    $\min(2, h_\text{max})$. `cap="smooth"` selects DALR,
 
     $$h = \frac{h_\text{max}}{1 + \frac{h_\text{max}}2 (\|Hg\|/\|g\|)^p} ,$$
 
-    which is below both bounds and at half of them where they meet.
+    which is below both bounds, and half of them where they are equal.
 
     A gradient of zero, and a curvature of zero with $p > 0$, give $h_\text{max}$. Where $\|Hg\|$ or
-    $\|g\|$ is not finite, h is 0 and the update is zero; the next update measures anew. Momentum
-    that stands before keeps what is not finite: let `optax.apply_if_finite` stand around the chain,
-    or `optax.zero_nans()` before the momentum.
+    $\|g\|$ is not finite, h is 0 and the update is zero; the next update measures again. A
+    preceding momentum keeps values that are not finite: wrap the chain in `optax.apply_if_finite`,
+    or put `optax.zero_nans()` before the momentum.
 
-    Parameters and updates of 16 bits are taken as float32, `loss` is evaluated there, and updates
-    go back to their own dtype.
+    16-bit parameters and updates are cast to float32, `loss` is evaluated there, and updates are
+    cast back to their own dtype.
 
     Args:
       power: $p \ge 0$.
       max_learning_rate: $h_\text{max} > 0$.
       product: "exact" (forward over reverse, about two gradients, or reverse over reverse where
-        JAX refuses that) or "finite_difference" (gradients of `loss` at $\theta$ and at
-        $\theta + 0.01\,g/\|g\|$, or farther where rounding needs it; a compiled step computes that
-        at $\theta$ once, with the user's own). Either may stand after clipping, momentum or
-        accumulation: $g$ is then what comes in, and H is that of `loss`.
-      refresh_every: updates between measurements of the curvature; the rate is kept meanwhile.
+        JAX does not support that) or "finite_difference" (gradients of `loss` at $\theta$ and at
+        $\theta + 0.01\,g/\|g\|$, or farther where machine epsilon requires it; a compiled step
+        shares the gradient at $\theta$ with the user's own). Either may follow clipping, momentum
+        or accumulation: $g$ is then the incoming update, and H is that of `loss`.
+      refresh_every: updates between measurements of the curvature; the rate is kept in between.
       cap: "hard", the minimum above, or "smooth", DALR.
-      decay: from 0 to below 1. $\|Hg\|$ and $\|g\|$ are averaged over the measurements, each with
-        this weight of the past, before their ratio is taken; by default they are not. In
-        mini-batches of about a hundred samples and fewer, `cap="smooth", decay=0.99` reaches a
-        lower training loss than the default (the book's page *A whole data set*).
+      decay: from 0 to below 1: $\|Hg\|$ and $\|g\|$ are averaged over the measurements, with this
+        weight for the past, before their ratio is taken. Not averaged by default. In mini-batches
+        of about a hundred samples and fewer, `cap="smooth", decay=0.99` reaches a lower training
+        loss than the default (the book's page *A whole data set*).
       axis_name: mapped axes (of `jax.pmap`, or of `jax.vmap`) over whose replicas `loss` is
-        averaged, so that all choose the rate of the whole batch. Not needed where `loss` averages
-        itself, by `jax.lax.pmean`: by default the axes that its program sums over are taken, and
-        `()` takes none. Nor under `jax.shard_map` with a loss that does, or under `jax.jit` with
-        sharded arrays. A local `loss` without it gives each replica a rate of its own.
+        averaged, so that all choose the rate of the whole batch. Not needed if `loss` itself calls
+        `jax.lax.pmean`: by default the axes are those that its jaxpr sums over, and `()` means
+        none. Also not needed under `jax.shard_map` with such a loss, or under `jax.jit` with
+        sharded arrays. With a local `loss` and no `axis_name`, each replica has its own rate.
 
     Returns:
       An Optax transformation with extra arguments: `update(updates, state, params, loss_fn=loss)`,
-      where `loss` is a function of the parameters alone, in stochastic training that of the
-      mini-batch. Its state is a `ScaleByDalState`. After momentum, it is the drift along the
-      direction of the update that counts. Behind Optax's masks (`partition`, `masked`,
-      `selective_transform`) it measures the block of the parameters that it trains:
-      `update(updates, state, params, loss_fn=loss, full_params=params)`, since masks hide the
-      others from it.
+      where `loss` is a function of the parameters alone; in stochastic training, that of the
+      mini-batch. Its state is a `ScaleByDalState`. After momentum, the drift is measured along the
+      direction of the update. Inside Optax's masks (`partition`, `masked`, `selective_transform`)
+      it measures the block of the parameters that it trains; because masks hide the others, call
+      `update(updates, state, params, loss_fn=loss, full_params=params)`.
 
     Raises:
-      ValueError: an option is not known or out of range; `loss_fn`, `params` or `full_params` is
-        missing; updates are not of the structure and shapes of the parameters.
-      TypeError: parameters or updates are not real; `loss` refuses float32 or the derivatives that
-        `product` needs.
+      ValueError: an option is unknown or out of range; `loss_fn`, `params` or `full_params` is
+        missing; updates do not have the structure and shapes of the parameters.
+      TypeError: parameters or updates are not real; `loss` rejects float32 or cannot be
+        differentiated as `product` requires.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -257,8 +256,8 @@ def dal(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with the drift-adjusted learning rate: `scale_by_dal`, then descend.
 
-    It keeps training at the edge of stability, not below: on a quadratic it ends in jumping between
-    the walls of the steepest valley. `max_learning_rate`, or a scale after it, brings it to rest.
+    It trains at the edge of stability, not below it: on a quadratic it ends up jumping between the
+    walls of the steepest valley. `max_learning_rate`, or a scale after it, lets it converge.
 
     Args:
       power, max_learning_rate, product, refresh_every, cap, decay, axis_name: as for
@@ -276,7 +275,7 @@ def dal(
       >>> tx = pfcore.learning_rates.dal()
       >>> x = jnp.array([1.0])
       >>> updates, _ = tx.update(jax.grad(loss)(x), tx.init(x), x, loss_fn=loss)
-      >>> float(updates[0])  # to the valley's other wall: the edge of stability
+      >>> float(updates[0])  # to the opposite wall of the valley: the edge of stability
       -2.0
     """
     scaling = scale_by_dal(
@@ -294,7 +293,7 @@ def dal(
 def descending(
     scaling: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """`scaling` with its sign turned, and its state as it is."""
+    """`scaling` with its sign reversed and its state unchanged."""
 
     def update(updates, state, params=None, **extra):
         updates, state = scaling.update(updates, state, params, **extra)

@@ -1,4 +1,4 @@
-"""What the learning rates share: what they need, how they are bounded and applied."""
+"""Shared parts of the learning rates: arguments, bounds and application."""
 
 import functools
 import operator
@@ -17,15 +17,15 @@ from pfcore.curvature.products import Curvature, Flat, Part, flat_product, gradi
 AxisName = Hashable | tuple[Hashable, ...] | None
 Measured = TypeVar("Measured")
 
-# Primitives that combine replicas where JAX does not keep track of what is the same on all of them:
-# under pmap and vmap. Where it does, under shard_map, a sum is another primitive.
+# Primitives that combine replicas under pmap and vmap, where JAX does not track which values are
+# the same on all of them. Under shard_map it does, and a sum is another primitive.
 COMBINING = ("psum", "pmax", "pmin", "all_gather")
-# Which bring axes of their own.
+# Primitives that introduce axes of their own.
 MAPPING = ("shard_map", "xla_pmap")
 
 
 class Point(NamedTuple):
-    """Where a rate is measured: the loss of the trained parameters, these, and a direction.
+    """Where a rate is measured: the loss of the trained parameters, the parameters, a direction.
 
     All numbers have at least single precision.
     """
@@ -38,7 +38,7 @@ class Point(NamedTuple):
 def required(
     name: str, loss_fn: Any, params: Params | None, *, curvature: bool = False
 ) -> tuple[Any, Params]:
-    """The loss and the parameters, or what to do about their absence."""
+    """The loss and the parameters, or an error if they are missing."""
     if loss_fn is None or params is None:
         missing = "loss_fn" if loss_fn is None else "params"
         raise ValueError(
@@ -51,7 +51,7 @@ def required(
 
 
 def trained(params: Params) -> Params:
-    """The parameters that are not masked, in at least single precision; there may be none."""
+    """The parameters that are not masked, in at least single precision; possibly none."""
     return params if is_empty(params) else in_single(check_params(params))
 
 
@@ -65,24 +65,24 @@ def is_masked(node: Any) -> bool:
 
 
 def _masks(tree: Params) -> list[str]:
-    """The paths of what is masked."""
+    """The paths of masked leaves."""
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
     return [jax.tree_util.keystr(path) for path, node in nodes if is_masked(node)]
 
 
 def _filled(masked: Params, full: Params) -> Params:
-    """`masked`, with what `full` has in place of masks."""
+    """`masked`, with masked leaves replaced by those of `full`."""
     return jax.tree.map(
         lambda node, whole: whole if is_masked(node) else node, masked, full, is_leaf=is_masked
     )
 
 
 def _whole(name: str, params: Params, full_params: Params | None) -> Params:
-    """The parameters with the frozen ones, or how to pass them."""
+    """All parameters including frozen ones, or an error if they are missing."""
     if full_params is None:
         raise ValueError(
-            f"{name} stands behind a mask that hides the frozen parameters params"
-            f"{_masks(params)[0]}, but loss_fn is a function of all: call "
+            f"{name} is inside a mask that hides the frozen parameters params"
+            f"{_masks(params)[0]}, but loss_fn is a function of all parameters: call "
             "tx.update(grads, state, params, loss_fn=loss, full_params=params)"
         )
     if _masks(full_params):
@@ -99,23 +99,23 @@ def _whole(name: str, params: Params, full_params: Params | None) -> Params:
 
 
 def _in_single(name: str, loss: Loss) -> Loss:
-    """`loss`, which is about to be called with other dtypes than the user's."""
+    """`loss`, with a helpful error if it rejects dtypes other than the user's."""
 
     def evaluate(params: Params) -> Array:
         try:
             return loss(params)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{name} evaluates loss_fn at parameters of 16 bits cast to float32, since "
-                "curvature is lost in 16 bits, and that failed: let loss_fn take both, for "
-                f"instance by casting its data to the parameters' dtype. It said: {error}"
+                f"{name} evaluates loss_fn at 16-bit parameters cast to float32, because curvature "
+                "is lost in 16 bits, and that failed: let loss_fn take both, for instance by "
+                f"casting its data to the parameters' dtype. The error was: {error}"
             ) from error
 
     return evaluate
 
 
 def _of_trained(loss: Any, masked: Params, whole: Params) -> Any:
-    """A loss of the parameters that are not masked, the others as they are in `whole`."""
+    """A loss of the parameters that are not masked, with the others taken from `whole`."""
 
     def fill(params: Params) -> Params:
         return _filled(params, whole)
@@ -131,7 +131,7 @@ def _of_trained(loss: Any, masked: Params, whole: Params) -> Any:
 
 
 def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
-    """The mapped axes over which a loss combines replicas, as its program says."""
+    """The mapped axes over which a loss combines replicas, read from its jaxpr."""
     axes: dict[Hashable, None] = {}
 
     def visit(jaxpr: Any) -> None:
@@ -155,7 +155,7 @@ def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
 
 
 class _MeanCurvature(Curvature):
-    """The mean over replicas of a curvature."""
+    """The mean of a curvature over replicas."""
 
     def __init__(self, curvature: Curvature, axis_name: AxisName) -> None:
         self._curvature, self._axis_name = curvature, axis_name
@@ -169,9 +169,9 @@ class _MeanCurvature(Curvature):
 def _averaged(loss: Any, axis_name: AxisName) -> Any:
     """The mean loss over replicas, with the derivatives of the mean.
 
-    Under pmap the derivative of a mean over replicas is that of this replica's own share, since
-    JAX takes the parameters of the others for other parameters. The mean over parameters, which
-    changes none of them, has for its transpose the mean over gradients.
+    Under pmap the derivative of a mean over replicas is that of this replica's share alone, because
+    JAX treats the parameters of the other replicas as independent. Taking the mean over the
+    parameters changes no value, and its transpose is the mean over gradients.
     """
     if isinstance(loss, Curvature):
         return _MeanCurvature(loss, axis_name)
@@ -192,7 +192,7 @@ def point(
     axis_name: AxisName,
     curvature: bool = False,
 ) -> Point:
-    """Where `update` measures its rate, or what is wrong with its arguments."""
+    """The point at which `update` measures its rate; validates the arguments."""
     user_loss, params = required(name, loss_fn, params, curvature=curvature)
     whole = _whole(name, params, full_params) if _masks(params) else params
     visible = params
@@ -205,7 +205,7 @@ def point(
     direction = jax.tree.map(
         lambda u, p: u.astype(p.dtype), check_vector("updates", updates, checked), single
     )
-    # The user's own function where nothing stands between: what is compiled for it is found again.
+    # Pass the user's own function where possible: its compiled programs are then reused.
     loss = user_loss
     short = any(x.dtype != y.dtype for x, y in _pairs(single, checked))
     known = isinstance(loss, Curvature)
@@ -227,12 +227,12 @@ def _pairs(tree: Params, other: Params) -> zip:
 
 
 def is_empty(updates: Params) -> bool:
-    """Whether there is nothing to update: a group without members."""
+    """Whether there is nothing to update, as in an empty group."""
     return all(0 in getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(updates))
 
 
 def normalised(tree: Params) -> tuple[Params, Float[Array, ""]]:
-    """The direction of a vector, and its norm; both 0 where no number is in the normal range."""
+    """The direction of a vector and its norm; both 0 if no entry is in the normal range."""
     size = norm(tree)
     usual = size >= jnp.finfo(size.dtype).tiny
     divisor = jnp.where(usual, size, jnp.ones_like(size))
@@ -243,7 +243,7 @@ def normalised(tree: Params) -> tuple[Params, Float[Array, ""]]:
 
 
 def gradient_and_product(name: str, at: Point, direction: Params) -> tuple[Params, Params]:
-    """The gradient and a Hessian product, or what to do where there is no second derivative."""
+    """The gradient and a Hessian product, or an error if second derivatives are missing."""
     try:
         return gradient_and_hvp(at.loss, at.params, direction)
     except TypeError as error:
@@ -251,26 +251,26 @@ def gradient_and_product(name: str, at: Point, direction: Params) -> tuple[Param
             raise
         raise TypeError(
             f"{name} needs a Hessian product, and a part of loss_fn (a jax.custom_vjp, a "
-            "solver's adjoint) can be differentiated once only: use "
+            "solver's adjoint) can be differentiated only once: use "
             "dal(product='finite_difference'), which takes gradients alone, or another adjoint. "
-            f"JAX said: {error}"
+            f"JAX's error: {error}"
         ) from error
 
 
 def check_power(power: ScalarLike) -> None:
-    """A real number that is not negative; not checked under tracing."""
+    """A non-negative real number; not checked under tracing."""
     if not isinstance(power, jax.core.Tracer) and not 0 <= float(power) < float("inf"):
         raise ValueError(f"power must be at least 0 and finite, got {power!r}")
 
 
 def check_decay(decay: ScalarLike) -> None:
-    """A share, below 1; not checked under tracing."""
+    """A number from 0 to below 1; not checked under tracing."""
     if not isinstance(decay, jax.core.Tracer) and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
 
 
 def check_scheduled_count(name: str, value: Any, *, minimum: int) -> Any:
-    """An integer of at least `minimum`; under tracing any integer, as inject_hyperparams has it."""
+    """An integer of at least `minimum`; under tracing (`inject_hyperparams`) any integer."""
     if not isinstance(value, jax.core.Tracer):
         return check_count(name, value, minimum=minimum)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
@@ -285,10 +285,10 @@ def refreshed(
     measure: Callable[[], Measured],
     kept: Callable[[], Measured],
 ) -> Measured:
-    """What is measured at every so many updates, and where nothing is known; else what was kept.
+    """`measure()` every `every` updates and where nothing is known yet; otherwise `kept()`.
 
-    Outside of compiled functions Python decides: `jax.lax.cond` would compile its branches anew at
-    each update.
+    Outside compiled functions the branch is taken in Python, because `jax.lax.cond` would compile
+    its branches again at each update.
     """
     if not is_traced(every) and operator.index(every) == 1:
         return measure()
@@ -299,7 +299,7 @@ def refreshed(
 
 
 def bounded(rate: Array, sane: Bool[Array, ""], max_learning_rate: Any) -> Float[Array, ""]:
-    """At most the maximum; 0 where what was measured is not finite."""
+    """At most the maximum; 0 where the measurement is not finite."""
     most = jnp.asarray(max_learning_rate).astype(rate.dtype)
     return jnp.where(sane, jnp.minimum(rate, most), jnp.zeros_like(rate))
 
@@ -307,7 +307,7 @@ def bounded(rate: Array, sane: Bool[Array, ""], max_learning_rate: Any) -> Float
 def scaled(updates: Params, rate: Array) -> Params:
     """rate · updates, multiplied in at least single precision, in the dtype of each leaf.
 
-    Zeros where the rate is 0, so that one bad batch does no harm.
+    Zeros where the rate is 0, which makes a bad batch harmless.
     """
 
     def product(leaf: Any) -> Array:

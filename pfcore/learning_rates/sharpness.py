@@ -1,4 +1,4 @@
-"""The learning rate that the sharpness allows, 2/λ₀."""
+"""Learning rates from the sharpness, 2/λ₀."""
 
 from typing import Any, NamedTuple
 
@@ -32,9 +32,9 @@ class ScaleBySharpnessState(NamedTuple):
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $\lambda_0$ as last measured; 0 before.
       converged: whether its residual was below the tolerance.
-      num_products: Hessian-vector products that it took.
-      vector: $u_0$, where the next search starts, flat.
-      num_updates: so far.
+      num_products: Hessian-vector products used by the last search.
+      vector: $u_0$, the start of the next search, flat.
+      num_updates: number of updates so far.
       challenger: the direction that may become sharper next, flat.
     """
 
@@ -59,25 +59,25 @@ def scale_by_sharpness(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by $h = \min(\sigma/\lambda_0,\, h_\text{max})$, $\lambda_0$ the sharpness.
 
-    Each search for the top eigenvector starts from the last one found, and stops at the tolerance
-    or after `max_products`, whichever comes first; Ritz values never exceed $\lambda_0$, so that a
-    search cut short gives a rate too large and not too small. Beside it a challenger is followed,
-    the best other direction, at the price of one product a search: so a direction that becomes
-    sharper is seen as it does, and not when the old one is lost. Where $\lambda_0 \le 0$, h is
-    $h_\text{max}$; where it is not finite, h is 0, the update is zero, and the next update searches
-    anew. On momentum, and on parameters of 16 bits, see `scale_by_dal`.
+    Each search for the top eigenvector starts from the last one, and stops at the tolerance or
+    after `max_products`, whichever comes first. Ritz values never exceed $\lambda_0$, so a search
+    that is cut short gives a rate that is too large, not too small. The search also follows a
+    challenger, the best other direction, at the cost of one product per search; a direction that
+    becomes sharper is thus detected early. Where $\lambda_0 \le 0$, h is $h_\text{max}$. Where it
+    is not finite, h is 0, the update is zero, and the next update searches again. On momentum and
+    16-bit parameters, see `scale_by_dal`.
 
     `loss_fn` may also be a `pfcore.curvature.Curvature`, whose largest eigenvalue is then
-    $\lambda_0$: the Gauss-Newton matrix, or the Hessian in the coordinates of an adaptive optimiser
-    that comes before. Replicas combine it only where `axis_name` says so.
+    $\lambda_0$: the Gauss-Newton matrix, or the Hessian in the coordinates of a preceding adaptive
+    optimiser. Replicas combine it only if `axis_name` is given.
 
     Args:
       scale: $\sigma > 0$; 2 is the edge of stability.
       max_learning_rate: $h_\text{max} > 0$.
-      tolerance: of the residual, relative to $\lambda_0$.
-      max_products: Hessian-vector products for one search, at most.
+      tolerance: bound on the residual, relative to $\lambda_0$.
+      max_products: the most Hessian-vector products for one search.
       refresh_every: updates between searches.
-      seed: of the random vector from which the first search starts.
+      seed: seed of the random vector that starts the first search.
       axis_name: as for `scale_by_dal`.
 
     Returns:
@@ -176,10 +176,10 @@ def scale_by_sharpness(
                 state.challenger,
             )
 
-        found = refreshed(
+        latest = refreshed(
             refresh_every, state.num_updates, jnp.isfinite(state.curvature), search, kept
         )
-        curvature, converged, num_products, vector, challenger = found
+        curvature, converged, num_products, vector, challenger = latest
         positive = jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
         rate = jnp.where(
             curvature > 0,

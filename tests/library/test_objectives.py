@@ -180,8 +180,8 @@ def test_scaled_refuses_what_is_no_scale(factor):
 @pytest.mark.parametrize(
     "matrix, vector, message",
     [
-        ([1.0, 2.0], None, "square and symmetric"),
-        ([[1.0, 2.0]], None, "square and symmetric"),
+        ([1.0, 2.0], None, "square, symmetric"),
+        ([[1.0, 2.0]], None, "square, symmetric"),
         ([[1.0, 2.0], [0.0, 1.0]], None, "2.0"),
         ([[float("nan")]], None, "nan"),
         ([[float("inf")]], None, "inf"),

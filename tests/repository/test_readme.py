@@ -48,7 +48,7 @@ for actual, expected in zip(jax.tree.leaves((value, sharpness, gradient)), jax.t
 }
 # The snippet about many devices gets eight virtual ones on the CPU.
 DEVICES = {"From a laptop to a pod": 8}
-# Processes that share JAX's compilation cache may find a half-written program, and compile it again.
+# Processes that share JAX's compilation cache may find a half-written program; they recompile it.
 SILENT = [
     f"ignore:Error {doing} persistent compilation cache entry" for doing in ("reading", "writing")
 ]

@@ -187,7 +187,7 @@ def test_missing_record(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no record\.json in .*'\.$"):
         records.read(tmp_path)
     run_folder.begin(tmp_path, RUN, num_bytes=0)
-    with pytest.raises(FileNotFoundError, match="finish it with --resume"):
+    with pytest.raises(FileNotFoundError, match="resume it with --resume"):
         records.read(tmp_path)
 
 
@@ -256,7 +256,7 @@ def test_jsonable_is_what_json_gives_back():
     found = records.jsonable(value)
     assert json.loads(json.dumps(found)) == found
     assert found["problem"]["widths"] == [4, 3]
-    with pytest.raises(ValueError, match="nan has no place in JSON"):
+    with pytest.raises(ValueError, match="nan cannot be stored in JSON"):
         records.jsonable({"rate": float("nan")})
 
 

@@ -221,7 +221,7 @@ def test_vectors_that_do_not_fit_are_named(vector, message):
 
 def test_leaf_that_is_no_array_is_named():
     params = {"w": jnp.ones(2), "activation": jax.nn.relu}
-    with pytest.raises(TypeError, match=r"params\['activation'\] is .*, which is no array"):
+    with pytest.raises(TypeError, match=r"params\['activation'\] is .*, which is not an array"):
         curvature.spectrum(lambda p: jnp.sum(p["w"] ** 2), params)
 
 
