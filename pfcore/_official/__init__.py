@@ -1,4 +1,4 @@
-"""The official files of MNIST, Fashion-MNIST and CIFAR-10: fetched once, checked, read."""
+"""Official files of MNIST, Fashion-MNIST and CIFAR-10: downloaded once, checked and read."""
 
 import hashlib
 import os
@@ -34,8 +34,8 @@ def read(
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str | None]:
     """Images [n, height, width, channels] and labels [n] of each of the parts, all uint8.
 
-    From the folder that PFCORE_DATA names, where it is set, and else from the cache. Beside them a
-    remark, where something in the files was left out.
+    Read from the folder named by PFCORE_DATA if it is set, else from the cache. The second result
+    is a remark if something in the files was left out.
     """
     if name in FOLDERS:
         return {part: _idx_pair(name, part) for part in parts}, None
@@ -46,7 +46,7 @@ def read(
         shortest = min(map(len, records))
         if any(len(batch) > shortest for batch in records):
             remark = f"the training files cut to the shortest, {shortest:,} records each"
-        # Record i of each file in turn: heads of the files then hold a head of the samples.
+        # Take record i of each file in turn: heads of the files then hold a head of the samples.
         mixed = np.stack([batch[:shortest] for batch in records], axis=1).reshape(-1, RECORD)
         images = mixed[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         samples[part] = images, mixed[:, 0]
@@ -113,8 +113,8 @@ def _batches(files: Sequence[str]) -> dict[str, np.ndarray]:
     batches, archive = folder / BATCHES, folder / ARCHIVE
     if archive.is_file() and not batches.is_dir():
         with archive.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check_hash(found, DOWNLOADS["cifar10"][ARCHIVE], archive)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check_hash(digest, DOWNLOADS["cifar10"][ARCHIVE], archive)
         return unpack(archive, files)
     records = {}
     for file in files:
@@ -137,10 +137,10 @@ def _check_content(content: bytes, count: int, whole: int, path: Path, known: st
         _check_hash(hashlib.sha256(content).hexdigest(), known, path)
 
 
-def _check_hash(found: str, known: str, path: Path) -> None:
-    if found != known:
+def _check_hash(digest: str, known: str, path: Path) -> None:
+    if digest != known:
         raise ValueError(
-            f"{path} is altered: the SHA-256 of its content is {found}, the official file's is "
+            f"{path} is altered: the SHA-256 of its content is {digest}, the official file's is "
             f"{known}; fetch it again"
         )
 
@@ -153,7 +153,7 @@ def _missing(path: Path, beside: str = "") -> FileNotFoundError:
 
 
 def _fetch(name: str, file: str) -> Path:
-    """The file in the cache, downloaded if need be; its hash is checked either way."""
+    """The file in the cache, downloaded if necessary; its hash is checked in either case."""
     folder = FOLDERS.get(name, "")
     try:
         return download(ADDRESSES[name], file, DOWNLOADS[name][file], folder)

@@ -1,6 +1,6 @@
-"""The formats of the official files: MNIST's idx files and CIFAR-10's records.
+"""Formats of the official files: MNIST's idx files and CIFAR-10's records.
 
-Nothing is unpickled and nothing is unpacked to disk.
+Nothing is unpickled, and nothing is extracted to disk.
 """
 
 import gzip
@@ -29,7 +29,7 @@ def unzip(path: Path) -> bytes:
 
 
 def unpack(path: Path, files: Sequence[str]) -> dict[str, np.ndarray]:
-    """Records of these files of CIFAR-10's archive; whatever else it holds is passed over."""
+    """Records of the given files in CIFAR-10's archive; other members are ignored."""
     records: dict[str, np.ndarray] = {}
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
@@ -39,7 +39,7 @@ def unpack(path: Path, files: Sequence[str]) -> dict[str, np.ndarray]:
             stream = archive.extractfile(member) if member.isreg() else None
             if stream is None or file in records:
                 raise ValueError(
-                    f"{path.name} holds {member.name} twice, or as something else than a file; "
+                    f"{path.name} holds {member.name} twice, or not as a regular file; "
                     "fetch the official archive again"
                 )
             records[file] = parse_records(stream.read(), f"{path.name}: {file}")
@@ -55,17 +55,17 @@ def parse_idx(content: bytes, file: str, shape: tuple[int, ...]) -> np.ndarray:
     header, size = 4 * (1 + axes), math.prod(shape)
     if content[:4] != bytes((0, 0, 8, axes)) or len(content) < header:
         raise ValueError(
-            f"{file} is no idx file of bytes with {axes} axes: it holds {len(content):,} bytes and "
-            f"starts with {content[:4].hex(' ')!r}; fetch it again"
+            f"{file} is not an idx file of bytes with {axes} axes: it holds {len(content):,} bytes "
+            f"and starts with {content[:4].hex(' ')!r}; fetch it again"
         )
     announced, *sizes = struct.unpack(f">{axes}I", content[4:header])
     if tuple(sizes) != shape:
         raise ValueError(f"{file} holds items of shape {tuple(sizes)}, not {shape}")
-    found = len(content) - header
-    if found != announced * size or not announced:
-        rest = f" and {found % size} bytes" if found % size else ""
+    size_found = len(content) - header
+    if size_found != announced * size or not announced:
+        rest = f" and {size_found % size} bytes" if size_found % size else ""
         raise ValueError(
-            f"{file} announces {announced:,} items but holds {found // size:,}{rest}; "
+            f"{file} announces {announced:,} items but holds {size_found // size:,}{rest}; "
             "fetch it again, or give a head its own header"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(announced, *shape)
@@ -75,7 +75,7 @@ def parse_records(content: bytes, file: str) -> np.ndarray:
     """[n, 3073] uint8: a label, then 32 × 32 red, green and blue values."""
     if not content or len(content) % RECORD:
         raise ValueError(
-            f"{file} is truncated: {len(content):,} bytes are no whole number of {RECORD:,}-byte "
+            f"{file} is truncated: {len(content):,} bytes are not a multiple of {RECORD:,}-byte "
             "records; fetch it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)

@@ -1,4 +1,4 @@
-"""What the official files are: names, sizes, addresses and hashes."""
+"""The official files: names, sizes, addresses and hashes."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ VARIABLE = "PFCORE_DATA"
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 # Data sets in MNIST's format, and their folders in PFCORE_DATA.
 FOLDERS = {"mnist": "mnist", "fashion_mnist": "fashion-mnist"}
-# Where a system's own package puts them: Debian's dataset-fashion-mnist.
+# Where a system package installs them: Debian's dataset-fashion-mnist.
 SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-# The number of samples in the whole files.
+# The number of samples in the complete files.
 SIZES = {
     "mnist": {"train": 60_000, "test": 10_000},
     "fashion_mnist": {"train": 60_000, "test": 10_000},
@@ -25,7 +25,7 @@ ADDRESSES = {
     "cifar10": ("https://www.cs.toronto.edu/~kriz/",),
 }
 ARCHIVE, BATCHES = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
-# Of what is downloaded: SHA-256, or the MD5 that Fashion-MNIST's authors publish.
+# Hashes of the downloads: SHA-256, or the MD5 that Fashion-MNIST's authors publish.
 DOWNLOADS = {
     "mnist": {
         "train-images-idx3-ubyte.gz": (
@@ -51,8 +51,8 @@ DOWNLOADS = {
         ARCHIVE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     },
 }
-# SHA-256 of the whole files, uncompressed: a file with as many samples is that file or an altered
-# one; one with fewer can be its head.
+# SHA-256 of the complete files, uncompressed: a file with as many samples must match; one with
+# fewer may be a head of it.
 CONTENTS = {
     "mnist": {
         "train-images-idx3-ubyte": (

@@ -1,11 +1,11 @@
 """House style of the book's figures, and figures that carry their data.
 
-A notebook that calls `use_style` stores with each figure the numbers that it shows, as CSV, and
-where they came from. `contents` takes both out of the picture, `redraw` draws it again from the CSV
-alone, in light or in dark, and `save` writes it as SVG, PDF or PNG.
+A notebook that calls `use_style` stores with each figure its numbers, as CSV, and their provenance.
+`contents` extracts both from the picture, `redraw` draws it again from the CSV alone, in light or
+dark colours, and `save` writes it as SVG, PDF or PNG.
 
 `plot_density`, `plot_eigenvalues` and `plot_trajectory` draw results of this package on any axes,
-in whatever style is set.
+in the current style.
 """
 
 from pfcore._extras import optional
@@ -40,7 +40,7 @@ with optional():
 
 
 def use_style() -> None:
-    """Set Matplotlib's defaults for the figures that follow; in a notebook, let them carry their
+    """Set Matplotlib's defaults for the following figures; in a notebook, let them carry their
     data.
 
     Example:

@@ -1,4 +1,4 @@
-"""Pictures that carry their data, and the files that are made of it."""
+"""Pictures that carry their data, and files made from that data."""
 
 import functools
 import io
@@ -25,15 +25,15 @@ from pfcore.runs.profiles import profile_in_force
 
 _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
-# What is drawn in a flow's colour is that flow, if nothing else is said.
+# Parts without a label that are drawn in a flow's colour get that flow's name.
 _NAMES = {color.lower(): LABELS[name] for name, color in COLORS.items()}
 
 
 class Contents(NamedTuple):
-    """What a picture carries.
+    """Data carried by a picture.
 
     Attributes:
-      csv: the numbers that it shows, as the text of a CSV file; its header explains them.
+      csv: the numbers that it shows, as the text of a CSV file with an explanatory header.
       provenance: versions, device, commit, profile, and the records and data sets that were used.
     """
 
@@ -42,7 +42,7 @@ class Contents(NamedTuple):
 
 
 def _look(theme: str) -> carried.Look:
-    paper = themed("#ffffff", theme)  # refuses a theme that is not known
+    paper = themed("#ffffff", theme)  # rejects unknown themes
     return carried.Look(STYLE, paper, lambda color, fill: themed(color, theme, fill=fill))
 
 
@@ -52,20 +52,20 @@ def redraw(csv: str | Path, theme: str = "light", frame: int = -1) -> Figure:
     Args:
       csv: the text of a figure's CSV file, or the file's path.
       theme: "light", or "dark" for a dark page.
-      frame: which picture of an animation; by default its last.
+      frame: frame of an animation; by default the last.
 
     Returns:
       The Matplotlib figure, not registered with pyplot.
 
     Raises:
-      ValueError: the text is no figure's data, or the theme is not known.
+      ValueError: the text is not a figure's data, or the theme is unknown.
       OSError: the file cannot be read.
     """
     return carried.put_together(carried.from_csv(csv), _look(theme), frame)
 
 
 def picture(csv: str | Path, theme: str = "light") -> bytes:
-    """The PNG that shows a figure's data, without the data; of an animation, all of its frames.
+    """A PNG of a figure's data, without the data; for an animation, with all of its frames.
 
     Raises:
       ValueError, OSError: as for `redraw`.
@@ -84,7 +84,7 @@ def _pixels(figure: Figure) -> Image.Image:
 
 
 def _png(frames: Sequence[Image.Image], drawing: carried.Drawing, chunks: Any = None) -> bytes:
-    """One picture, or a moving one that plays once and stands still."""
+    """One picture, or an animation that plays once and then stops."""
     out = io.BytesIO()
     dots = (drawing.page["dots"],) * 2
     moving: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as SVG, PDF or PNG; the same figure gives the same bytes.
 
     Raises:
-      ValueError: the path's ending is another.
+      ValueError: another file extension.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
@@ -130,7 +130,7 @@ def _computer() -> dict[str, Any]:
 
 
 def _origin() -> dict[str, Any]:
-    """Where what this process draws comes from."""
+    """Provenance of the figures drawn by this process."""
     return _computer() | {
         "python": platform.python_version(),
         "profile": profile_in_force(),
@@ -140,14 +140,14 @@ def _origin() -> dict[str, Any]:
 
 
 def png(figure: Figure) -> bytes:
-    """A picture of a figure that carries its data and where it came from.
+    """A picture of a figure that carries its data and provenance.
 
     Raises:
-      TypeError: the figure holds something that is no line, area, set of points or image.
+      TypeError: the figure holds an artist that is not a line, area, set of points or image.
     """
     layout = figure.get_layout_engine()
     if layout is not None:
-        # Laid out once more when it is saved, what stands in it would move by a pixel.
+        # A second layout, on saving, would move artists by a pixel.
         figure.draw_without_rendering()
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
     drawing = carried.take_apart(figure, _NAMES)
@@ -160,13 +160,13 @@ def png(figure: Figure) -> bytes:
 def animation(
     figure: Figure, draw: Callable[[int], None], num_frames: int, *, milliseconds: int = 450
 ) -> bytes:
-    """A moving picture that carries the data of all its frames; it plays once.
+    """An animation that carries the data of all its frames and plays once.
 
     Args:
-      figure: what is drawn on.
-      draw: draws a frame, given its number, over the one before.
-      num_frames: how many.
-      milliseconds: how long each is shown.
+      figure: the figure to draw on.
+      draw: draws a frame, given its number, over the previous one.
+      num_frames: the number of frames.
+      milliseconds: how long each frame is shown.
 
     Returns:
       The bytes of an animated PNG.
@@ -193,16 +193,16 @@ def _picture(source: bytes | str | Path) -> Image.Image:
 
 
 def contents(picture: bytes | str | Path) -> Contents:
-    """The data that a PNG carries.
+    """The data carried by a PNG.
 
     Args:
-      picture: its bytes, or its path.
+      picture: a PNG's bytes, or its path.
 
     Raises:
-      ValueError: it carries none.
+      ValueError: the PNG carries no data.
     """
     with _picture(picture) as image:
-        image.load()  # text may stand behind the picture
+        image.load()  # text may follow the image data
         texts = getattr(image, "text", {})
     if _DATA not in texts:
         name = "this picture" if isinstance(picture, bytes) else f"{str(picture)!r}"
@@ -211,15 +211,15 @@ def contents(picture: bytes | str | Path) -> Contents:
 
 
 def difference(picture: bytes | str | Path, figure: Figure, tolerance: int = 64) -> float:
-    """How far a drawing is from a stored picture.
+    """The fraction of pixels in which a drawing differs from a stored picture.
 
     Args:
-      picture: a PNG's bytes, or its path; of an animation, its last frame counts.
+      picture: a PNG's bytes, or its path; for an animation, the last frame is compared.
       figure: the drawing.
-      tolerance: of a colour's channel, of 255, from which on a pixel differs.
+      tolerance: difference of a colour channel, of 255, above which a pixel counts as different.
 
     Returns:
-      The share of pixels that differ; 1 where the sizes do by more than two pixels.
+      The fraction of pixels that differ; 1 if the sizes differ by more than two pixels.
     """
     with _picture(picture) as stored:
         stored.seek(getattr(stored, "n_frames", 1) - 1)
@@ -232,13 +232,13 @@ def difference(picture: bytes | str | Path, figure: Figure, tolerance: int = 64)
 
 
 def carry_data() -> None:
-    """In a notebook, store with each figure that is shown the numbers that it shows."""
+    """In a notebook, store with each displayed figure the numbers that it shows."""
     if "IPython" not in sys.modules:
         return
     shell = sys.modules["IPython"].get_ipython()
     if shell is None or not hasattr(shell, "kernel"):
         return
-    # Loads the notebook's backend, which sets a formatter of its own when it is loaded.
+    # Load the notebook's backend first, because it sets a formatter of its own when loaded.
     import matplotlib.pyplot as plt
 
     plt.switch_backend(mpl.get_backend())

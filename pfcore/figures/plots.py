@@ -1,7 +1,6 @@
-"""Results of this package on any axes: densities, eigenvalues along training, trajectories.
+"""Plots of this package's results on any axes: densities, eigenvalues, trajectories.
 
-They add artists and label the axes. Colours, sizes and everything else are those of the style that
-is set, and what is returned can be changed afterwards.
+The functions add artists and label the axes, in the current style. They return the artists.
 """
 
 from typing import Any
@@ -37,13 +36,13 @@ def plot_density(
     r"""Draw a density of eigenvalues, with a band of two standard errors on a logarithmic axis.
 
     Args:
-      density: what `pfcore.curvature.spectral_density` returns.
-      ax: where; by default the current axes.
+      density: a result of `pfcore.curvature.spectral_density`.
+      ax: axes to draw on; by default the current axes.
       scale: "linear", or "symlog" for eigenvalues over several decades of either sign.
       linear_threshold: $\lambda_\text{lin}$, below which "symlog" is linear.
-      bandwidth: standard deviation of the Gaussian in place of each eigenvalue, in units of the
-        axis: of $\lambda$, or of decades. By default 1/100 of what is shown.
-      num_points: of the grid; by default four to a bandwidth, at least 500 and at most 20,000.
+      bandwidth: standard deviation of the Gaussian that replaces each eigenvalue, in units of the
+        axis: of $\lambda$, or of decades. By default 1/100 of the visible range.
+      num_points: number of grid points; by default four to a bandwidth, from 500 to 20,000.
       band: whether to draw the standard errors (with two probes or more).
       line: options of `Axes.plot`.
 
@@ -51,8 +50,8 @@ def plot_density(
       The line, and the band if there is one.
 
     Raises:
-      ValueError: `scale` is unknown, or no eigenvalue is known (the products were not those of a
-        symmetric matrix).
+      ValueError: `scale` is unknown, or the density has no finite eigenvalue (the products were not
+        those of a symmetric matrix).
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -72,7 +71,7 @@ def plot_density(
             "the density has no finite eigenvalue: its products were not those of a symmetric "
             "matrix"
         )
-    # To the axis and back; on it the grid is even.
+    # To the axis and back; the grid is even on the axis.
     symlog = scale == "symlog"
 
     def there(x: Any) -> Any:
@@ -98,7 +97,7 @@ def plot_density(
     artists: list[Artist] = [drawn]
     if band and len(density.nodes) > 1:
         error = 2 * np.asarray(density.standard_error(grid, width, **options))
-        # A logarithmic axis has no place for what is not positive.
+        # A logarithmic axis cannot show values that are not positive.
         floor = np.maximum(values - error, 1e-3 * values)
         color, zorder = drawn.get_color(), drawn.get_zorder() - 0.1
         artists.append(
@@ -106,7 +105,7 @@ def plot_density(
                 grid, floor, values + error, color=color, alpha=0.25, lw=0, zorder=zorder
             )
         )
-    # One eigenvalue among as many as there are parameters may be all that there is at a place.
+    # A single eigenvalue among as many as there are parameters must stay visible.
     top = float(values.max())
     ax.set_ylim(1e-6 * top, 2 * top)
     ax.set_xlabel(r"eigenvalue $\lambda$")
@@ -125,18 +124,18 @@ def plot_eigenvalues(
     r"""Draw eigenvalues along training, and the edge of stability $2/h$.
 
     Args:
-      track: what `pfcore.curvature.track` returns, or eigenvalues [T, k]; NaN is left out.
-      ax: where; by default the current axes.
+      track: a result of `pfcore.curvature.track`, or eigenvalues [T, k]; NaN is not drawn.
+      ax: axes to draw on; by default the current axes.
       learning_rate: $h$, one number or T; None draws no edge.
-      steps: [T], where on the horizontal axis; by default 0, 1, …, T − 1.
+      steps: [T], horizontal positions; by default 0, 1, …, T − 1.
       line: options of `Axes.plot` for the eigenvalues.
 
     Returns:
-      A line for each eigenvalue, largest first; then, where a search did not converge, one set of
-      crosses; then the edge, if a learning rate was given.
+      A line for each eigenvalue, largest first; then one set of crosses where a search did not
+      converge, if any; then the edge, if a learning rate was given.
 
     Raises:
-      ValueError: the eigenvalues have not the shape [T, k], or `steps` or `learning_rate` not T.
+      ValueError: the eigenvalues do not have the shape [T, k], or `steps` or `learning_rate` T.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -198,17 +197,17 @@ def plot_trajectory(
 
     Two parameters are the axes. More are projected on the plane through the last point along the
     two principal directions of the path, and the level lines are those of the loss in that plane;
-    the labels say how much of the path's variance the directions have. Points away from the plane
-    have other losses than the level lines under them.
+    the labels state the directions' share of the path's variance. Points outside the plane have
+    losses that differ from the level lines under them.
 
     Args:
       loss: $E$, from `params` to a real scalar.
       path: parameters stacked along a leading axis, at least 3 points of at least 2 numbers, such
-        as what `pfcore.gradient_descent` returns.
-      ax: where; by default the current axes.
-      levels: how many level lines, each with as much of the area above as its rank.
-      resolution: points along each axis, at which the loss is evaluated.
-      margin: around the path, a share of its extent.
+        as the result of `pfcore.gradient_descent`.
+      ax: axes to draw on; by default the current axes.
+      levels: the number of level lines, at equally spaced quantiles of the loss.
+      resolution: points along each axis at which the loss is evaluated.
+      margin: margin around the path, as a fraction of its extent.
       line: options of `Axes.plot` for the path.
 
     Returns:
@@ -238,7 +237,7 @@ def plot_trajectory(
         )
     if not np.all(np.isfinite(points)):
         first = int(np.argmin(np.isfinite(points).all(axis=1)))
-        raise ValueError(f"the path is not finite from point {first} on; pass what comes before")
+        raise ValueError(f"the path is not finite from point {first} on; pass the part before it")
     unravel = ravel(jax.tree.map(lambda x: x[0], path))[1]
     if points.shape[1] == 2:
         origin, directions = np.zeros(2), np.eye(2)

@@ -1,4 +1,4 @@
-"""The look of the book's figures: one colour for a flow everywhere, readable on a phone."""
+"""Style of the book's figures: one colour for each flow, legible on a phone."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from pfcore._checks import ArrayLike
 from pfcore.flows.registry import FLOWS
 from pfcore.objectives import Objective
 
-# Of each colour that a flow may have, its two looks: on white paper and on a dark page. The first
-# six are Okabe and Ito's palette, told apart with any colour vision; the others are Paul Tol's, and
-# differ from those in lightness. The playground has the same.
+# The two variants of each colour, for a white and a dark background. The first six are Okabe and
+# Ito's palette, distinguishable with any colour vision; the others are Paul Tol's, and differ from
+# those in lightness. The playground uses the same colours.
 PALETTE = {
     "black": ("#1a1a1a", "#f2f2f2"),
     "blue": ("#0072B2", "#52aee8"),
@@ -74,10 +74,10 @@ def contours(
     """Draw a two-parameter landscape as grey level lines, evenly spaced in the cube root.
 
     Args:
-      ax: where.
-      objective: what.
+      ax: axes to draw on.
+      objective: the landscape.
       domain: [2, 2] if not the objective's own.
-      levels: how many lines.
+      levels: the number of lines.
       swap: put the second parameter on the horizontal axis.
       resolution: points along each axis.
     """

@@ -1,4 +1,4 @@
-"""From the colours of a figure on white paper to those of the same figure on a dark page."""
+"""Map the colours of a light figure to those of the same figure on a dark page."""
 
 import numpy as np
 from matplotlib import colors
@@ -7,10 +7,10 @@ from pfcore.figures.style import PALETTE
 
 THEMES = ("light", "dark")
 BACKGROUND = {"light": "#ffffff", "dark": "#16191d"}
-# The flows' own colours, lighter.
+# Lighter variants of the flows' colours.
 _DARK = {BACKGROUND["light"]: BACKGROUND["dark"], **dict(PALETTE.values())}
 
-# Björn Ottosson's OKLab, in which equal steps of lightness look equal.
+# Björn Ottosson's OKLab, in which equal differences of lightness look equal.
 _TO_CONE = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -42,19 +42,19 @@ _PAPER = float(_to_oklab(np.array(colors.to_rgb(BACKGROUND["dark"])))[0])
 
 
 def themed(color: str, theme: str, *, fill: bool = False) -> str:
-    """A colour of the light theme as it looks in `theme`; its opacity stays.
+    """A colour of the light theme as it appears in `theme`; its opacity is kept.
 
-    Black turns light and white turns into the page's own background. A colour of some saturation
-    keeps its hue, and pale and deep change places: what stood out from white stands out from dark,
-    and a pale area stays a tint of the page.
+    Black becomes light, and white becomes the page's background. A saturated colour keeps its hue,
+    and pale and deep are exchanged: a colour that contrasts with white contrasts with dark, and a
+    pale area stays a tint of the page.
 
     Args:
       color: as "#rrggbb" or "#rrggbbaa".
       theme: "light" or "dark".
-      fill: the colour fills an area; it need not stand out as a line must.
+      fill: whether the colour fills an area, which needs less contrast than a line.
 
     Raises:
-      ValueError: the theme is not known.
+      ValueError: the theme is unknown.
     """
     if theme not in THEMES:
         raise ValueError(f"theme must be one of {THEMES}, got {theme!r}")
@@ -66,7 +66,7 @@ def themed(color: str, theme: str, *, fill: bool = False) -> str:
         return known[opaque] + opacity
     lightness, a, b = _to_oklab(np.array(colors.to_rgb(opaque)))
     if np.hypot(a, b) < 0.02:
-        # The eye tells greys from dark less well than from white.
+        # Greys are harder to distinguish from dark than from white.
         turned = _PAPER + (0.93 - _PAPER) * (1 - lightness) ** 0.75
     elif fill and len(opacity) == 0:
         turned = _PAPER + (0.85 - _PAPER) * (1 - lightness)

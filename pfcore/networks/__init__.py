@@ -1,4 +1,4 @@
-"""Networks as Flax NNX modules, in the settings that the book uses."""
+"""Networks used in the book, as Flax NNX modules."""
 
 from flax import nnx
 
@@ -23,5 +23,5 @@ __all__ = [
 
 
 def num_params(model: nnx.Module) -> int:
-    """How many numbers the parameters of `model` hold."""
+    """The number of parameters of `model`."""
     return num_entries(nnx.state(model, nnx.Param))

@@ -1,4 +1,4 @@
-"""Plain convolutional networks, VGG-11 among them."""
+"""Plain convolutional networks, including VGG-11."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,31 +12,30 @@ from pfcore.networks.layers import Conv, activation_of, check_available, gain_of
 
 
 class ConvNet(nnx.Module):
-    r"""Convolutional network: blocks of 3 × 3 convolution, normalisation if asked for, activation
-    and 2 × 2 average pooling, then one linear layer.
+    r"""Convolutional network: blocks of 3 × 3 convolution, optional normalisation, activation and
+    2 × 2 average pooling, followed by one linear layer.
 
     Weights start at $N(0, \text{gain}/\text{fan-in})$, those of the last layer at
-    $N(0, 1/\text{fan-in})$, and biases at zero. Average pooling, unlike that of maxima, keeps the
+    $N(0, 1/\text{fan-in})$, and biases at zero. Average pooling, unlike max pooling, keeps the
     network analytic where the activation is.
 
     Args:
       image_shape: (height, width, channels) of an image; height and width divisible by 2 for each
         pooling.
-      channels: of each block, such as `(16, 32)`.
-      num_outputs: of the last layer.
-      pool: for each block whether it pools; None: every one does.
+      channels: channels of each block, such as `(16, 32)`.
+      num_outputs: outputs of the last layer.
+      pool: whether each block pools; None: all do.
       activation: as for `MLP`.
       norm: "none" (default), "group" or "batch", as for `Norm`. A full-batch loss with "batch" is a
         function of the parameters alone, but cannot be split into microbatches.
       weight_gain: gain of the convolutions, 1 by default.
-      implementation: of the convolutions, as for `Conv`.
+      implementation: convolution implementation, as for `Conv`.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
-      rngs: where the initial weights come from, `nnx.Rngs(seed)`.
+      rngs: source of the initial weights, `nnx.Rngs(seed)`.
 
     Raises:
-      ValueError: a size below 1, an image that cannot be halved as often as there are poolings, an
-        unknown activation, norm or implementation, or float64 asked for while JAX would silently
-        give float32.
+      ValueError: a size below 1, an image that cannot be halved by every pooling, an unknown
+        activation, norm or implementation, or float64 without `jax_enable_x64`.
 
     Example:
       >>> from flax import nnx
@@ -102,21 +101,21 @@ class VGG11(ConvNet):
     r"""VGG-11 for small images: eight convolutions with w, 2w, 4w, 4w, 8w, 8w, 8w and 8w channels.
 
     A `ConvNet` that pools after the first, second, fourth, sixth and eighth convolution, and has
-    one linear layer at the end where the original, for larger images, has three. Unlike the
-    original it pools by averages and uses tanh, which makes it analytic.
+    one linear layer at the end, where the original, for larger images, has three. Unlike the
+    original it uses average pooling and tanh, which makes it analytic.
 
     Args:
       image_shape: (height, width, channels); height and width divisible by 32, such as
         `(32, 32, 3)`.
-      num_outputs: of the last layer.
+      num_outputs: outputs of the last layer.
       width: w, 64 in the original.
       activation: as for `MLP`.
       norm: as for `ConvNet`.
       weight_gain: gain of the convolutions. None: 2 for "relu", "gelu" and "silu", which halve the
         signal's mean square, and 1 for all others.
-      implementation: of the convolutions, as for `Conv`.
+      implementation: convolution implementation, as for `Conv`.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
-      rngs: where the initial weights come from, `nnx.Rngs(seed)`.
+      rngs: source of the initial weights, `nnx.Rngs(seed)`.
 
     Raises:
       ValueError: as for `ConvNet`.

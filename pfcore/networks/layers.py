@@ -1,4 +1,4 @@
-"""What networks are made of: activations, linear layers, convolutions and normalisation."""
+"""Building blocks of networks: activations, linear layers, convolutions and normalisation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,15 +19,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "softplus": softplus,
-    "gelu": jax.nn.gelu,  # with tanh in place of the error function
+    "gelu": jax.nn.gelu,  # the tanh approximation
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
-    "relu": jax.nn.relu,  # not analytic: flows with complex states refuse it
+    "relu": jax.nn.relu,  # not analytic: flows with complex states reject it
     "identity": lambda x: x,
 }
 
-# Activations that pass about half of a signal's mean square on. Deep networks make up for it in
-# the variance of their weights (He et al., 2015).
+# Activations that transmit about half of a signal's mean square. Deep networks compensate in the
+# variance of their weights (He et al., 2015).
 _HALVING = ("relu", "gelu", "silu", "swish")
 
 NORMS = ("none", "group", "batch")
@@ -82,13 +82,13 @@ class Norm(nnx.Module):
     r"""Batch or group normalisation of images, $(x - m)/\sqrt{v + 10^{-5}}\cdot\text{scale} +
     \text{bias}$ with means $m$ and variances $v$.
 
-    Unlike Flax's it is analytic, by squares in place of moduli, and keeps no running statistics,
-    which a full-batch loss has no use for.
+    Unlike Flax's it is analytic, with squares in place of moduli, and keeps no running statistics,
+    which a full-batch loss does not need.
 
     Args:
-      kind: "batch": $m$ and $v$ of each channel over the batch that it is called with, always.
-        "group": of each image over groups of 16 or more channels.
-      channels: in all.
+      kind: "batch": $m$ and $v$ of each channel over the current batch, always. "group": of each
+        image over groups of 16 or more channels.
+      channels: total number of channels.
       param_dtype: dtype of scale and bias, which start at 1 and 0.
     """
 
@@ -109,7 +109,7 @@ class Norm(nnx.Module):
 
 
 def uses_batch_statistics(model: nnx.Module) -> bool:
-    """Whether a sample's output depends on the other samples, by batch normalisation."""
+    """Whether a sample's output depends on other samples through batch normalisation."""
     return any(
         (isinstance(module, nnx.BatchNorm) and not module.use_running_average)
         or (isinstance(module, Norm) and module.kind == "batch")
@@ -118,23 +118,23 @@ def uses_batch_statistics(model: nnx.Module) -> bool:
 
 
 class Conv(nnx.Module):
-    """Convolution, 1 × 1 or 3 × 3 and padded with zeros, and the normalisation after it, if any.
+    """Convolution, 1 × 1 or 3 × 3 with zero padding, followed by an optional normalisation.
 
-    It comes in two implementations, equal up to rounding and with the same parameters: a matrix
-    product with patches, since XLA runs convolutions slowly on a CPU inside compiled loops, where
-    this library spends its time; and XLA's own convolution, for everything else.
+    Two implementations are equal up to rounding and have the same parameters: a matrix product with
+    patches, because XLA's convolutions are slow on a CPU inside compiled loops, where this library
+    spends its time; and XLA's own convolution everywhere else.
 
     Args:
       in_features, out_features: channels.
       kernel_size: 1 or 3.
-      stride: 1 or 2; of n rows, n/stride are left, rounded up.
-      norm: "none" (default), "group" or "batch", as for `ConvNet`. With a normalisation, whose own
-        bias takes its place, the convolution has no bias.
+      stride: 1 or 2; n rows become n/stride, rounded up.
+      norm: "none" (default), "group" or "batch", as for `ConvNet`. A normalisation has its own
+        bias, so the convolution then has none.
       weight_gain: weights start at N(0, weight_gain/fan-in).
-      implementation: "patches", "native", or None (default): native, but patches where JAX's
-        default backend is the CPU or where numbers are complex, which not every backend convolves.
+      implementation: "patches", "native", or None (default): native, but patches if JAX's default
+        backend is the CPU or numbers are complex, which not every backend can convolve.
       param_dtype: dtype of the parameters.
-      rngs: where the initial weights come from.
+      rngs: source of the initial weights.
     """
 
     def __init__(

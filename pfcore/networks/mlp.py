@@ -19,15 +19,15 @@ class MLP(nnx.Module):
 
     Args:
       sizes: layer widths from input to output, at least two, such as `(30, 10, 10, 1)`.
-      activation: "tanh" (default), "sigmoid", "softplus", "gelu" (in its form with tanh), "silu"
-        (also "swish"), "relu" (not analytic), "identity", or a function; applied after every layer
-        but the last.
+      activation: "tanh" (default), "sigmoid", "softplus", "gelu" (tanh approximation), "silu" (also
+        "swish"), "relu" (not analytic), "identity", or a function; applied after every layer but
+        the last.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
-      rngs: where the initial weights come from, `nnx.Rngs(seed)`.
+      rngs: source of the initial weights, `nnx.Rngs(seed)`.
 
     Raises:
-      ValueError: fewer than two sizes, a size below 1, an unknown activation, or float64 asked
-        for while JAX would silently give float32.
+      ValueError: fewer than two sizes, a size below 1, an unknown activation, or float64 without
+        `jax_enable_x64`.
 
     Example:
       >>> from flax import nnx
@@ -47,7 +47,7 @@ class MLP(nnx.Module):
     ):
         sizes = [check_count("every layer size", size, minimum=1) for size in sizes]
         if len(sizes) < 2:
-            raise ValueError(f"sizes must name input and output at least, got {sizes}")
+            raise ValueError(f"sizes must have at least an input and an output, got {sizes}")
         check_available(param_dtype)
         self.activation = activation_of(activation)
         self.layers = nnx.List(

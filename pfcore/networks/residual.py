@@ -47,25 +47,25 @@ class ResNet18(nnx.Module):
 
     A block is $x \mapsto \sigma(s(x) + c_2(\sigma(c_1(x))))$ with 3 × 3 convolutions $c_1$, $c_2$
     and a shortcut $s$, which is the identity, or a 1 × 1 convolution where the shape changes. The
-    second, third and fourth stage halve the image by a stride of 2 in their first block. The stem
-    keeps its size, where the original, for larger images, reduces it fourfold.
+    second, third and fourth stages halve the image by a stride of 2 in their first block. The stem
+    keeps the image size, where the original, for larger images, reduces it fourfold.
 
     Weights start at $N(0, \text{gain}/\text{fan-in})$, those of the last layer at
-    $N(0, 1/\text{fan-in})$, and biases at zero. Without normalisation, what the eight blocks add
-    would grow from block to block: there $c_2$ starts with an eighth of the variance.
+    $N(0, 1/\text{fan-in})$, and biases at zero. Without normalisation the signal would grow from
+    block to block, so $c_2$ starts with an eighth of the variance.
 
     Args:
       image_shape: (height, width, channels), such as `(32, 32, 3)`.
-      num_outputs: of the last layer.
+      num_outputs: outputs of the last layer.
       width: w, 64 in the original.
       activation: as for `MLP`.
       norm: after every convolution: "none", "group" or "batch", as for `ConvNet`. The original has
         "batch".
       weight_gain: gain of the convolutions. None: 2 for "relu", "gelu" and "silu", which halve the
         signal's mean square, and 1 for all others.
-      implementation: of the convolutions, as for `Conv`.
+      implementation: convolution implementation, as for `Conv`.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
-      rngs: where the initial weights come from, `nnx.Rngs(seed)`.
+      rngs: source of the initial weights, `nnx.Rngs(seed)`.
 
     Raises:
       ValueError: as for `ConvNet`, for images of any size.
@@ -80,8 +80,8 @@ class ResNet18(nnx.Module):
 
     References:
       He, Zhang, Ren, Sun, *Deep residual learning for image recognition*, CVPR 2016. The factor
-      1/8 is that of De, Smith, *Batch normalization biases residual blocks towards the identity
-      function in deep networks*, NeurIPS 2020, in the initial weights.
+      1/8 in the initial weights is from De, Smith, *Batch normalization biases residual blocks
+      towards the identity function in deep networks*, NeurIPS 2020.
     """
 
     def __init__(

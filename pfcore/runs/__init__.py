@@ -1,7 +1,7 @@
-"""How an experiment is carried out: problems, training, checkpoints, and where records are kept.
+"""Running experiments: problems, training, checkpoints, and stored records.
 
-A module per job, none of which knows an experiment: `problems` builds data, network and loss,
-`training` descends and measures, `execution` runs a plan piece by piece, `overrides` reads settings
-from text, `folder` keeps a run that is under way, `store` finds stored records, and `profiles` says
-which size of experiment is asked for.
+One module per job, independent of any experiment: `problems` builds data, network and loss,
+`training` runs gradient descent and measures, `execution` runs a plan piece by piece, `overrides`
+reads settings from text, `folder` manages the files of an unfinished run, `store` finds stored
+records, `memory` predicts device memory, and `profiles` selects the size of experiments.
 """

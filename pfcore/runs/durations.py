@@ -1,8 +1,8 @@
-"""How long something took, in words."""
+"""Durations in words."""
 
 
 def duration(seconds: float | int) -> str:
-    """Such as "40 s", "2 min 5 s" or "3 h 12 min"."""
+    """For example "40 s", "2 min 5 s" or "3 h 12 min"."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"

@@ -1,7 +1,7 @@
-"""Runs that last: pieces of work with a checkpoint between them, which can be taken up again.
+"""Resumable runs: pieces of work with a checkpoint between them.
 
-Work is cut at fixed places, and whatever a piece needs is in the state. So a run that was killed,
-and goes on from its last checkpoint, does on the same machine exactly what it would have done.
+Work is cut at fixed places, and the state holds everything that a piece needs. A run that was
+killed and resumed from its last checkpoint therefore gives the same result on the same machine.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ State = Any  # a pytree of arrays
 
 
 class Outcome(NamedTuple):
-    """What a run measured.
+    """The result of a plan.
 
     Attributes:
-      arrays: by name.
+      arrays: measured arrays by name.
       diverged_at_step: the first step at which the loss was not finite; None if there was none.
     """
 
@@ -37,15 +37,15 @@ class Outcome(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """An experiment, cut into pieces.
+    """An experiment, divided into pieces.
 
     Attributes:
-      built: the problem that it trains.
-      num_pieces: how many pieces at most.
-      start: `start() -> State`, everything that the pieces need, and room for what they measure.
+      built: the problem to train.
+      num_pieces: the most pieces to run.
+      start: `start() -> State`, everything that the pieces need, with room for their results.
       advance: `advance(state, i) -> State`, piece i.
-      outcome: `outcome(state) -> Outcome`, after the last piece, or where it ended early.
-      ended: `ended(state) -> bool`, whether to stop before the last piece: it diverged.
+      outcome: `outcome(state) -> Outcome`, after the last piece or an early end.
+      ended: `ended(state) -> bool`, whether to stop before the last piece because of divergence.
       show: `show(state) -> dict`, numbers for the progress bar.
     """
 
@@ -68,9 +68,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C, and SIGTERM where it is caught, wait until the block is done.
+    """Defer Ctrl-C, and SIGTERM where it is handled, until the block is done.
 
-    Orbax cannot store under a number again where it was interrupted in the middle of it.
+    Orbax cannot save under a number again if it was interrupted while saving under it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are for the main thread
@@ -98,21 +98,22 @@ def execute(
     resume: bool = False,
     progress: bool = False,
 ) -> records.Record:
-    """Carry out a plan, with checkpoints where it is to be kept.
+    """Run a plan, with checkpoints if it has a folder.
 
     Args:
-      plan: what to do.
+      plan: the plan.
       run: the experiment and its configuration, for the record.
       out: folder for checkpoints and record; None keeps the record in memory only.
-      resume: go on from the last checkpoint in `out`.
-      progress: show a bar.
+      resume: continue from the last checkpoint in `out`.
+      progress: show a progress bar.
 
     Returns:
-      The record, which has been written if there is an `out`.
+      The record, which has been written to `out` if that is given.
 
     Raises:
       Interrupted: stopped by Ctrl-C (a `KeyboardInterrupt`), after the state was saved.
-      OSError, ValueError, FileExistsError: the run cannot be kept in `out`; said before it begins.
+      OSError, ValueError, FileExistsError: the run cannot be stored in `out`; raised before it
+        starts.
     """
     if resume and out is None:
         raise ValueError("resume needs the folder to resume from (out)")
@@ -160,7 +161,7 @@ def execute(
         **provenance(),
     }
     record = records.Record(outcome.arrays, jsonable(info))
-    # How long it took says nothing of what was computed, and is never the same twice.
+    # The wall time is not part of the result, and differs in every run.
     note_source("computed record", **{k: v for k, v in info.items() if k != "wall_time_s"})
     if out is not None and checkpoints is not None:
         with _undisturbed():

@@ -1,7 +1,7 @@
-"""The folder of a run: what was begun in it, and checkpoints until the record is written.
+"""The folder of a run: its configuration, and checkpoints until the record is written.
 
-A run that is under way keeps its configuration in `run.json` and its checkpoints, written by Orbax,
-in `checkpoints`. Both are removed when its record is complete.
+An unfinished run stores its configuration in `run.json` and its Orbax checkpoints in `checkpoints`.
+Both are removed when its record is complete.
 """
 
 import json
@@ -20,27 +20,28 @@ CHECKPOINTS = "checkpoints"
 
 
 def has_run(folder: str | Path) -> bool:
-    """Whether a run was begun, or finished, in the folder."""
+    """Whether the folder holds a started or finished run."""
     return (Path(folder) / RUN).is_file() or is_finished(folder)
 
 
 def forget_run(folder: str | Path) -> None:
-    """Remove what only a run that is under way needs: checkpoints, and what the record repeats."""
+    """Remove the files that only an unfinished run needs."""
     shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
     (Path(folder) / RUN).unlink(missing_ok=True)
 
 
 def reserve(folder: str | Path, run: dict[str, Any], *, resume: bool) -> None:
-    """Say now why a run could not be stored in a folder.
+    """Check before a run starts that it can be stored in a folder.
 
     Args:
-      folder: where the run will keep its checkpoints and its record; made if need be.
+      folder: folder for the run's checkpoints and record; created if necessary.
       run: the experiment and its configuration.
-      resume: go on with the run that was begun there, which must be the same; without one, begin.
+      resume: continue the run in the folder, which must have the same configuration; if there is
+        none, start.
 
     Raises:
-      FileExistsError: a run is there already, and `resume` was not asked for.
-      ValueError: the run that is there has another configuration.
+      FileExistsError: the folder holds a run, and `resume` is false.
+      ValueError: the run in the folder has another configuration.
       OSError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -58,7 +59,7 @@ def reserve(folder: str | Path, run: dict[str, Any], *, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(
-            f"{str(folder)!r} holds a run already; go on with it (--resume) or choose another "
+            f"{str(folder)!r} holds a run already; resume it (--resume) or choose another "
             "folder (--out)"
         )
     source = folder / (RUN if (folder / RUN).is_file() else RECORD)
@@ -77,15 +78,15 @@ def reserve(folder: str | Path, run: dict[str, Any], *, resume: bool) -> None:
 
 
 def begin(folder: str | Path, run: dict[str, Any], *, num_bytes: int) -> None:
-    """Note in a folder that was claimed that the run has begun, unless it had before.
+    """Record in a reserved folder that the run has started, unless it had already.
 
     Args:
-      folder: the run's.
+      folder: the run's folder.
       run: the experiment and its configuration.
-      num_bytes: how much the run is going to store at most.
+      num_bytes: the most bytes that the run will store.
 
     Raises:
-      OSError: the disk has no room for that.
+      OSError: the disk does not have that much free space.
     """
     folder = Path(folder)
     free = shutil.disk_usage(folder).free
@@ -104,7 +105,7 @@ def _show(value: Any) -> str:
 
 
 def _flat(stored: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """Nested entries as `a.b`; only what `like` has at the top."""
+    """Nested entries as `a.b`, restricted to the top-level keys of `like`."""
 
     def entries(prefix: str, value: Any):
         if isinstance(value, dict):
@@ -117,15 +118,15 @@ def _flat(stored: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The state of a run on disk, written whole or not at all; the last two are kept.
+    """Checkpoints of a run's state, written atomically; the last two are kept.
 
     Args:
-      folder: the run's; checkpoints go into a folder of their own in it.
+      folder: the run's folder; checkpoints go into a subfolder.
     """
 
     def __init__(self, folder: str | Path):
         with optional():
-            import orbax.checkpoint as ocp  # slow to load, and only runs that are kept need it
+            import orbax.checkpoint as ocp  # slow to import, and needed only for stored runs
 
         self._folder = Path(folder).resolve() / CHECKPOINTS
         self._args = ocp.args
@@ -137,13 +138,13 @@ class Checkpoints:
         )
 
     def save(self, number: int, state: Any) -> None:
-        """Store a pytree of arrays under a number that grows."""
+        """Store a pytree of arrays under an increasing number."""
         if number == self._manager.latest_step():
             return
         self._manager.save(number, args=self._args.StandardSave(_storable(state)))
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """The latest number and state, in the structure, dtypes and sharding of `like`; or None."""
+        """The latest number and state, with structure, dtypes and sharding of `like`; or None."""
         number = self._manager.latest_step()
         if number is None:
             return None
@@ -151,7 +152,7 @@ class Checkpoints:
         return number, jax.tree.map(_as_before, like, stored)
 
     def close(self) -> None:
-        """End Orbax's threads; what was saved stays."""
+        """Stop Orbax's threads; saved checkpoints stay."""
         self._manager.close()
 
 
@@ -160,7 +161,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _storable(state: Any) -> Any:
-    """The state in what Orbax takes: keys as their data, NumPy's scalars as arrays."""
+    """The state as Orbax accepts it: keys as their data, NumPy scalars as arrays."""
 
     def storable(leaf: Any) -> Any:
         if _is_key(leaf):

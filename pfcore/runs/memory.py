@@ -1,7 +1,7 @@
-"""How much memory of a device a problem takes to train, before anything is trained.
+"""Predict how much device memory training a problem takes.
 
-XLA says of a compiled program how many bytes its arguments, results and temporary arrays take.
-Compiling needs shapes alone, so neither the samples nor the device have to be there.
+XLA reports how many bytes the arguments, results and temporary arrays of a compiled program take.
+Compilation needs only shapes: neither the samples nor the device.
 """
 
 import math
@@ -17,19 +17,19 @@ from pfcore.runs import problems
 from pfcore.runs.problems import Data, Problem
 from pfcore.runs.training import Trainer
 
-# [n_train, n_test] and the shape of a sample, of the sets that need no file.
+# [n_train, n_test] and the shape of a sample, for the sets that need no download.
 EMBEDDED = {"breast_cancer": ((455, 114), (30,)), "digits": ((1437, 360), (64,))}
 IMAGES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
 class Prediction(NamedTuple):
-    """Bytes that training takes, with the sharpest directions followed.
+    """Bytes that training takes, including the search for the sharpest directions.
 
     Attributes:
       num_params: parameters of the network.
       samples: bytes of the training and test samples.
-      temporary: bytes of the arrays within the program.
-      total: bytes in all, results included.
+      temporary: bytes of temporary arrays in the program.
+      total: bytes in total, including results.
     """
 
     num_params: int
@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 
 
 def shapes(problem: Problem) -> Data:
-    """Shapes and dtypes of a problem's samples, as its network is given them."""
+    """Shapes and dtypes of a problem's samples, as passed to its network."""
     sample: tuple[int, ...]
     if problem.data in EMBEDDED:
         (num_train, num_test), sample = EMBEDDED[problem.data]
@@ -66,19 +66,19 @@ def shapes(problem: Problem) -> Data:
 
 
 def predict(problem: Problem, *, num_eigenpairs: int = 1) -> Prediction:
-    """What one measurement and one step of gradient descent take, as compiled for this backend.
+    """Memory of one measurement and one step of gradient descent, compiled for this backend.
 
     Args:
-      problem: what is trained. Its samples are not loaded.
-      num_eigenpairs: how many of the Hessian's largest are followed.
+      problem: the problem. Its samples are not loaded.
+      num_eigenpairs: the number of largest eigenpairs of the Hessian to follow.
 
     Returns:
       A `Prediction`, with XLA's own convolutions. Compilers for other backends choose other
-      temporary arrays, and a convolution may ask for working memory besides: take it as a lower
+      temporary arrays, and a convolution may need additional working memory: take it as a lower
       bound within some tens of percent.
     """
     data = shapes(problem)
-    # One sample of each set tells the network's sizes; the labels tell the number of classes.
+    # One sample of each set determines the network's sizes; the label, the number of classes.
     classes = (
         datasets.NUM_CLASSES[problem.data] if problem.classes is None else len(problem.classes)
     )
@@ -88,7 +88,7 @@ def predict(problem: Problem, *, num_eigenpairs: int = 1) -> Prediction:
         problem,
         datasets.Dataset(problem.data, one, label, one, label),
         seed=0,
-        convolutions="native",  # as on a GPU, whatever compiles here
+        convolutions="native",  # as on a GPU, whatever the local backend
     )
     trainer = Trainer(built, num_eigenpairs=num_eigenpairs)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -96,15 +96,15 @@ def predict(problem: Problem, *, num_eigenpairs: int = 1) -> Prediction:
     params = jax.eval_shape(lambda: built.params)
     position = jax.eval_shape(lambda d, p, k: trainer._begin(d, p, k), data, params, key)
     compiled = Trainer._advance.lower(trainer, data, position, rate, 1).compile()
-    found = compiled.memory_analysis()
-    if found is None:
-        raise RuntimeError(f"XLA does not say for {jax.default_backend()} what a program takes")
+    usage = compiled.memory_analysis()
+    if usage is None:
+        raise RuntimeError(f"XLA reports no memory usage for {jax.default_backend()}")
     return Prediction(
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         samples=sum(math.prod(x.shape) * x.dtype.itemsize for x in data),
-        temporary=found.temp_size_in_bytes,
-        total=found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes,
+        temporary=usage.temp_size_in_bytes,
+        total=usage.argument_size_in_bytes
+        + usage.temp_size_in_bytes
+        + usage.output_size_in_bytes
+        - usage.alias_size_in_bytes,
     )

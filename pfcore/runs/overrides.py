@@ -1,4 +1,4 @@
-"""Settings as text: `key=value` on the command line -> a field of a configuration."""
+"""Settings as text: set a field of a configuration by `key=value`."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ from pfcore.runs.problems import PROBLEMS, Problem
 
 
 def parsed(key: str, text: str, hint: Any, profile: str = "quick") -> Any:
-    """`text` as a value of the type that the field is annotated with."""
+    """`text` converted to the annotated type of the field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() in ("none", "null"):
@@ -52,26 +52,26 @@ def _replaced(config: Any, key: str, path: list[str], text: str, profile: str) -
 
 
 def names(config: Any, prefix: str = "") -> list[str]:
-    """Every setting of a configuration, nested ones as `problem.data`."""
-    found = []
+    """All settings of a configuration, nested ones as `problem.data`."""
+    settings = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        found.append(prefix + field.name)
+        settings.append(prefix + field.name)
         if dataclasses.is_dataclass(value):
-            found += names(value, f"{prefix}{field.name}.")
-    return found
+            settings += names(value, f"{prefix}{field.name}.")
+    return settings
 
 
 def replace(config: Any, settings: Iterable[str], *, profile: str) -> Any:
-    """A configuration with `key=value` settings applied in order.
+    """Return a configuration with `key=value` settings applied in order.
 
     Args:
       config: a frozen dataclass.
-      settings: such as `["learning_rate=0.1", "problem=mnist-mlp", "problem.widths=50,50"]`.
-      profile: which sizes a problem that is named has.
+      settings: for example `["learning_rate=0.1", "problem=mnist-mlp", "problem.widths=50,50"]`.
+      profile: the profile from which named problems are taken.
 
     Raises:
-      ValueError: a setting is not known or not of its field's type.
+      ValueError: a setting is unknown or not of its field's type.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")

@@ -1,4 +1,4 @@
-"""What is trained: data, network and loss, in a size for a laptop and one for a GPU."""
+"""Training problems: data, network and loss, in a size for a laptop and one for a GPU."""
 
 import math
 from collections.abc import Callable
@@ -25,13 +25,13 @@ class Problem:
       num_test: samples to test on; None for all.
       classes: labels to keep; None for all.
       network: "mlp", "convnet", "vgg11" or "resnet18".
-      widths: of the hidden layers ("mlp"), of the blocks ("convnet"), or one number, the width
+      widths: widths of the hidden layers ("mlp") or of the blocks ("convnet"), or a single width
         ("vgg11", "resnet18").
-      activation: as `networks.MLP` takes it.
+      activation: as for `networks.MLP`.
       norm: "none", "group" or "batch".
-      kind: of loss, "mse" or "cross_entropy".
+      kind: kind of loss, "mse" or "cross_entropy".
       microbatch: samples at a time; None for all at once.
-      dtype: of parameters and samples, "float32" or "float64" (which needs
+      dtype: dtype of parameters and samples, "float32" or "float64" (which needs
         `jax.config.jax_enable_x64`).
     """
 
@@ -111,7 +111,7 @@ PROBLEMS: dict[str, dict[str, Problem]] = {
 
 
 class Data(NamedTuple):
-    """Samples on the device, to be handed to compiled functions as arguments."""
+    """Samples on the device, passed to compiled functions as arguments."""
 
     train_inputs: jax.Array
     train_targets: jax.Array
@@ -121,18 +121,18 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainingProblem:
-    """A problem, ready to train. Two that were built alike are equal, so that what was compiled for
-    one serves the other.
+    """A problem, ready to train. Two that were built from the same settings are equal, and share
+    compiled programs.
 
     Attributes:
-      problem: what was built.
-      seed: of the weights.
+      problem: the settings.
+      seed: seed of the weights.
       params: initial parameters.
-      data: its samples; spread over all devices where there are several and they divide them.
+      data: the samples; spread over all devices if there are several and they divide the samples.
       loss: `loss(data)` is the full-batch loss, a function of the parameters.
-      accuracy: `accuracy(data)` is the share of test samples classified right, likewise.
-      source: where the samples came from.
-      sha256: of the samples.
+      accuracy: `accuracy(data)` is the test accuracy, a function of the parameters.
+      source: origin of the samples.
+      sha256: fingerprint of the samples.
     """
 
     problem: Problem
@@ -155,20 +155,20 @@ class TrainingProblem:
 
 
 def _network(
-    problem: Problem, found: datasets.Dataset, seed: int, convolutions: str | None
+    problem: Problem, dataset: datasets.Dataset, seed: int, convolutions: str | None
 ) -> nnx.Module:
-    """The network, as many outputs as classes; one for two."""
+    """The network, with as many outputs as classes, or one output for two classes."""
     common: dict[str, Any] = {"activation": problem.activation, "rngs": nnx.Rngs(seed)}
-    num_outputs = int(max(found.train_targets.max(), found.test_targets.max())) + 1
+    num_outputs = int(max(dataset.train_targets.max(), dataset.test_targets.max())) + 1
     num_outputs = 1 if num_outputs == 2 else num_outputs
     if problem.network == "mlp":
         if problem.norm != "none":
             raise ValueError(f"the MLP has no normalisation, got norm = {problem.norm!r}")
         return networks.MLP(
-            (math.prod(found.train_inputs.shape[1:]), *problem.widths, num_outputs), **common
+            (math.prod(dataset.train_inputs.shape[1:]), *problem.widths, num_outputs), **common
         )
     common |= {"norm": problem.norm, "implementation": convolutions}
-    shape = _image_shape(found.train_inputs)
+    shape = _image_shape(dataset.train_inputs)
     if problem.network == "convnet":
         return networks.ConvNet(shape, problem.widths, num_outputs, **common)
     deep = {"vgg11": networks.VGG11, "resnet18": networks.ResNet18}
@@ -188,12 +188,12 @@ def _image_shape(inputs: np.ndarray) -> tuple[int, int, int]:
         return height, width, channels
     side = math.isqrt(inputs.shape[1])
     if side**2 != inputs.shape[1]:
-        raise ValueError(f"samples of {inputs.shape[1]} features are no images; use network = mlp")
+        raise ValueError(f"samples of {inputs.shape[1]} features are not images; use network = mlp")
     return (side, side, 1)
 
 
 def _place(array: np.ndarray) -> jax.Array:
-    """On the device, or in equal shares on all of them."""
+    """On the device, or in equal parts on all of them."""
     devices = jax.device_count()
     if devices == 1:
         return jax.device_put(array)
@@ -206,16 +206,16 @@ def build(problem: Problem, *, seed: int) -> TrainingProblem:
     """Load the data and draw the network's initial weights.
 
     Args:
-      problem: what to build.
-      seed: of the weights.
+      problem: the settings.
+      seed: seed of the weights.
 
     Raises:
-      ValueError: the network, or a combination, is not known.
-      FileNotFoundError, OSError: the data cannot be had; the message says what to do.
+      ValueError: an unknown network or combination.
+      FileNotFoundError, OSError: the data cannot be read; the message suggests a fix.
     """
     if problem.dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {problem.dtype!r}")
-    found = datasets.load(
+    dataset = datasets.load(
         problem.data,
         dtype=problem.dtype,
         split=problem.split,
@@ -223,15 +223,15 @@ def build(problem: Problem, *, seed: int) -> TrainingProblem:
         num_test=problem.num_test,
         classes=problem.classes,
     )
-    return assemble(problem, found, seed=seed)
+    return assemble(problem, dataset, seed=seed)
 
 
 def assemble(
-    problem: Problem, found: datasets.Dataset, *, seed: int, convolutions: str | None = None
+    problem: Problem, dataset: datasets.Dataset, *, seed: int, convolutions: str | None = None
 ) -> TrainingProblem:
-    """`build` with samples that are there already, and convolutions of that implementation."""
-    model = _network(problem, found, seed, convolutions)
-    # Drawn in single precision whatever the problem's, so that both start from the same weights.
+    """`build` with samples that are already loaded, and the given convolution implementation."""
+    model = _network(problem, dataset, seed, convolutions)
+    # Drawn in single precision whatever the problem's dtype: both start from the same weights.
     drawn = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda x: x.astype(problem.dtype), drawn))
 
@@ -240,10 +240,10 @@ def assemble(
         return _place(inputs.reshape(len(inputs), *shape))
 
     data = Data(
-        shaped(found.train_inputs),
-        _place(found.train_targets),
-        shaped(found.test_inputs),
-        _place(found.test_targets),
+        shaped(dataset.train_inputs),
+        _place(dataset.train_targets),
+        shaped(dataset.test_inputs),
+        _place(dataset.test_targets),
     )
 
     def loss(data: Data) -> Loss:
@@ -265,4 +265,6 @@ def assemble(
         )[0]
 
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return TrainingProblem(problem, seed, params, data, loss, accuracy, found.source, found.sha256)
+    return TrainingProblem(
+        problem, seed, params, data, loss, accuracy, dataset.source, dataset.sha256
+    )

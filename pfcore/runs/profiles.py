@@ -1,4 +1,4 @@
-"""Which size of experiment is asked for: quick for a laptop, full for a GPU."""
+"""The size of experiments: quick for a laptop, full for a GPU."""
 
 import os
 
@@ -6,5 +6,5 @@ PROFILE_VARIABLE = "PFCORE_PROFILE"
 
 
 def profile_in_force() -> str:
-    """The profile asked for by the environment variable `PFCORE_PROFILE`; "quick" if none is."""
+    """The value of the environment variable `PFCORE_PROFILE`; "quick" if it is not set."""
     return os.environ.get(PROFILE_VARIABLE) or "quick"

@@ -1,8 +1,8 @@
-"""Where stored records are found: in a folder, or at the repository, as of this version.
+"""Find stored records, in a folder or in the repository at the tag of this version.
 
-A record is known by its configuration. Those of the book are listed in `records.json` beside this
-file, which travels with the package, with the SHA-256 of their files: what is downloaded is what
-was stored, or it is refused.
+A record is identified by its configuration. `records.json` beside this file, which is part of the
+package, lists the book's records and the SHA-256 of their files; downloads with other hashes are
+rejected.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ VARIABLE = "PFCORE_RECORDS"
 ADDRESS = "https://raw.githubusercontent.com/principal-flow/pfcore/v{version}/book/records/"
 REGISTRY = "records.json"
 FILES = (records.ARRAYS, records.RECORD)
-# Addresses that could not be read, and are not asked again in this process.
+# Addresses that could not be read, and are not tried again in this process.
 _unreachable: set[str] = set()
 
 
 def find(folder: str | Path, wanted: dict[str, Any]) -> records.Record | None:
-    """A folder's record of an experiment and its configuration, if it has one.
+    """The record in a folder with the given experiment and configuration, if there is one.
 
     Args:
-      folder: of records, each in a folder of its own, whatever its name; it need not exist.
-      wanted: the experiment and its configuration, as JSON would give them back.
+      folder: holds records, each in a subfolder of any name; it need not exist.
+      wanted: the experiment and its configuration, as JSON would return them.
 
     Raises:
-      ValueError, OSError: the record that was found is damaged.
+      ValueError, OSError: the matching record is damaged.
     """
     for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -48,13 +48,13 @@ def find(folder: str | Path, wanted: dict[str, Any]) -> records.Record | None:
 
 
 def elsewhere(wanted: dict[str, Any]) -> records.Record | None:
-    """The record in the folder that PFCORE_RECORDS names, else that of the repository, if any.
+    """The record in the folder named by PFCORE_RECORDS, else the one in the repository, if any.
 
-    A record that is known to exist and cannot be had is None too, and a warning of the logger
-    "pfcore" says why, and how long computing it took.
+    Returns None also for a record that is listed but cannot be downloaded; a warning of the logger
+    "pfcore" then gives the reason and the time that computing it took.
 
     Raises:
-      FileNotFoundError: PFCORE_RECORDS names no folder.
+      FileNotFoundError: PFCORE_RECORDS does not name a directory.
       ValueError, OSError: the record in that folder is damaged.
     """
     folder = os.environ.get(VARIABLE)
@@ -62,12 +62,12 @@ def elsewhere(wanted: dict[str, Any]) -> records.Record | None:
         path = Path(folder).expanduser()
         if not path.is_dir():
             raise FileNotFoundError(
-                f"{VARIABLE} is {folder!r}, which is no folder; set it to a copy of the "
+                f"{VARIABLE} is {folder!r}, which is not a directory; set it to a copy of the "
                 "repository's book/records, or unset it to have the records downloaded"
             )
-        found = find(path, wanted)
-        if found is not None:
-            return found
+        record = find(path, wanted)
+        if record is not None:
+            return record
     listed = registry().get(records.digest(wanted))
     return None if listed is None else _download(listed)
 
@@ -76,15 +76,15 @@ def elsewhere(wanted: dict[str, Any]) -> records.Record | None:
 def registry() -> dict[str, dict[str, Any]]:
     """The book's stored records, by the digest of experiment and configuration.
 
-    Each with its `folder`, the `sha256` of its files, and the `wall_time_s` and `device` that it
-    took.
+    Each entry has its `folder`, the `sha256` of its files, and the `wall_time_s` and `device` of
+    its computation.
     """
     text = resources.files(__package__).joinpath(REGISTRY).read_text(encoding="utf-8")
     return json.loads(text)
 
 
 def describe(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """What `registry` is to say of a folder of records."""
+    """The entries of `registry` for a folder of records."""
     described = {}
     for path in sorted(Path(folder).glob(f"*/{records.RECORD}")):
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -102,10 +102,10 @@ def describe(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _download(listed: dict[str, Any]) -> records.Record | None:
-    """A record of the registry, from the cache or the repository; None if that fails, said why."""
+    """A record of the registry, from cache or repository; None, with a warning, if that fails."""
     address = ADDRESS.format(version=pfcore.__version__)
     name = listed["folder"]
-    took = f"where it was stored that took {duration(listed['wall_time_s'])} on {listed['device']}"
+    took = f"computing the stored one took {duration(listed['wall_time_s'])} on {listed['device']}"
     logger = logging.getLogger("pfcore")
     if address in _unreachable:
         logger.warning("The record %s is computed now as well; %s.", name, took)
@@ -120,7 +120,7 @@ def _download(listed: dict[str, Any]) -> records.Record | None:
     except (OSError, ValueError) as error:
         _unreachable.add(address)
         logger.warning(
-            "The stored record %s cannot be had: %s. It is computed now; %s. Without a network, "
+            "The stored record %s cannot be read: %s. It is computed now; %s. To work offline, "
             "set the environment variable %s to a copy of the repository's book/records.",
             name,
             error,
@@ -132,7 +132,7 @@ def _download(listed: dict[str, Any]) -> records.Record | None:
 
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Two lines from Pooch for each record would bury a notebook's output."""
+    """Silence Pooch, whose two lines for each record would bury a notebook's output."""
     with optional():
         import pooch
 

@@ -1,4 +1,4 @@
-"""Full-batch gradient descent with the top of the Hessian's spectrum certified along the way."""
+"""Full-batch gradient descent with certified measurements of the top of the Hessian's spectrum."""
 
 import functools
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from pfcore.runs.problems import Data, TrainingProblem
 
 
 class TrainState(NamedTuple):
-    """Where training stands.
+    """State of training.
 
     Attributes:
-      params: parameters at the present step.
-      tracked: `curvature.TrackerState` at the same parameters.
+      params: current parameters.
+      tracked: `curvature.TrackerState` at these parameters.
     """
 
     params: Params
@@ -29,18 +29,18 @@ class TrainState(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What is measured at M steps, k eigenpairs each.
+    """Measurements at M steps, with k eigenpairs each.
 
     Attributes:
       loss: [M].
-      loss_each_step: [M, every], the loss at the measured step and at those up to the next.
+      loss_each_step: [M, every], the loss at the measured step and the following ones.
       eigenvalues: [M, k], the largest of the Hessian, descending.
-      residuals: [M, k], of the eigenpairs.
+      residuals: [M, k], residuals of the eigenpairs.
       converged: [M, k], whether the residuals are below the tolerance.
-      num_products: [M], Hessian-vector products that the eigenpairs took.
+      num_products: [M], Hessian-vector products used for the eigenpairs.
       gradient_norm: [M].
-      gradient_projections: [M, k], the gradient along each eigenvector, whose sign is carried on
-        from step to step.
+      gradient_projections: [M, k], the gradient along each eigenvector, with consistent signs from
+        step to step.
       stability_coefficient: [M], of the principal flow along the top eigenvector.
       drift: [M], norm of H g relative to that of g.
       test_accuracy: [M], between 0 and 1.
@@ -61,14 +61,14 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Trainer:
-    """Compiled training of one problem; the samples and the learning rate are arguments, so that
-    trainers with equal settings share what was compiled.
+    """Compiled training of one problem. The samples and the learning rate are arguments; trainers
+    with equal settings share compiled programs.
 
     Attributes:
       built: the problem.
-      num_eigenpairs: k, how many are followed.
+      num_eigenpairs: k, the number of eigenpairs to follow.
       every: steps between measurements.
-      tolerance: of the eigenpairs' residuals.
+      tolerance: bound on the residuals of the eigenpairs.
     """
 
     built: TrainingProblem
@@ -82,11 +82,11 @@ class Trainer:
         check_positive("tolerance", self.tolerance)
 
     def start(self, seed: int) -> TrainState:
-        """At the initial parameters, the eigenpairs searched from nothing."""
+        """State at the initial parameters, with eigenpairs from a cold start."""
         return self._begin(self.built.data, self.built.params, jax.random.key(seed))
 
     def begin(self, params: Params, seed: int) -> TrainState:
-        """At other parameters, likewise."""
+        """State at other parameters, with eigenpairs from a cold start."""
         return self._begin(self.built.data, params, jax.random.key(seed))
 
     def advance(
@@ -97,7 +97,7 @@ class Trainer:
         return self._advance(self.built.data, position, rate, num_measurements)
 
     def descend(self, params: Params, learning_rate: ScalarLike, num_steps: int) -> Params:
-        """The parameters `num_steps` of gradient descent later; nothing is measured."""
+        """The parameters after `num_steps` of gradient descent, without measurements."""
         steps = jnp.int32(check_count("num_steps", num_steps, minimum=0))
         return self._descend(self.built.data, params, check_learning_rate(learning_rate), steps)
 
@@ -148,18 +148,18 @@ class Trainer:
             return add_scaled(params, -rate, gradient), value
 
         def step(position: TrainState, _):
-            found = measured(position)
+            measurement = measured(position)
             params = add_scaled(position.params, -rate, position.tracked.gradient)
             params, between = jax.lax.scan(plain_step, params, length=self.every - 1)
-            each = jnp.concatenate([found["loss"][None], between])
+            each = jnp.concatenate([measurement["loss"][None], between])
             position = TrainState(params, tracker.update(params, position.tracked))
-            return position, Measured(loss_each_step=each, **found)
+            return position, Measured(loss_each_step=each, **measurement)
 
         return jax.lax.scan(step, position, length=num_measurements)
 
 
 def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
-    """How many measurements each piece of a run takes."""
+    """The number of measurements in each piece of a run."""
     check_count("every", every, minimum=1)
     for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every)):
         check_count(name, value, minimum=1)
@@ -171,7 +171,7 @@ def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
 
 def room(trainer: Trainer, num_measurements: int) -> Measured:
     """Host arrays for what so many measurements give: NaN and zero until then."""
-    m, k, every = num_measurements, trainer.num_eigenpairs, trainer.every
+    """Host arrays for the given number of measurements, filled with NaN and zero."""
     dtype = real_dtype(trainer.built.params)
 
     def floats(*shape: int) -> np.ndarray:
@@ -192,35 +192,35 @@ def room(trainer: Trainer, num_measurements: int) -> Measured:
     )
 
 
-def filled(room: Measured, start: int, found: Measured) -> Measured:
-    """`room` with what was found written from index `start` on; a copy."""
-    stop = start + len(found.loss)
+def filled(room: Measured, start: int, measured: Measured) -> Measured:
+    """A copy of `room` with the measurements written from index `start` on."""
+    stop = start + len(measured.loss)
 
     def fill(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         array = old.copy()
         array[start:stop] = new
         return array
 
-    # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
-    return jax.tree.map(fill, room, jax.device_get(found))
+    # Fetch first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+    return jax.tree.map(fill, room, jax.device_get(measured))
 
 
-def shown(found: Measured, done: int) -> dict[str, str]:
+def shown(measured: Measured, done: int) -> dict[str, str]:
     """Loss and sharpness at the last measurement, for a progress bar."""
     if done == 0:
         return {}
     return {
-        "loss": f"{found.loss[done - 1]:.3g}",
-        "sharpness": f"{found.eigenvalues[done - 1, 0]:.3g}",
+        "loss": f"{measured.loss[done - 1]:.3g}",
+        "sharpness": f"{measured.eigenvalues[done - 1, 0]:.3g}",
     }
 
 
-def outcome(found: Measured, every: int, *, first: int = 0, trim: bool = True) -> Outcome:
-    """Arrays for the record; with `trim` nothing past the first loss that is not finite."""
-    finite = np.isfinite(found.loss_each_step).ravel()
+def outcome(measured: Measured, every: int, *, first: int = 0, trim: bool = True) -> Outcome:
+    """Arrays for the record; with `trim`, nothing after the first loss that is not finite."""
+    finite = np.isfinite(measured.loss_each_step).ravel()
     diverged = None if finite.all() else int(np.argmin(finite))
-    kept = len(found.loss) if diverged is None or not trim else diverged // every + 1
-    arrays = {name: array[:kept] for name, array in found._asdict().items()}
+    kept = len(measured.loss) if diverged is None or not trim else diverged // every + 1
+    arrays = {name: array[:kept] for name, array in measured._asdict().items()}
     each = arrays["loss_each_step"].ravel()
     arrays["loss_each_step"] = each if diverged is None or not trim else each[: diverged + 1]
     return Outcome(

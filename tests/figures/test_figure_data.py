@@ -270,7 +270,7 @@ def test_wrong_use_is_told(tmp_path):
     Image.new("RGB", (4, 4)).save(plain)
     with pytest.raises(ValueError, match=r"plain\.png.*carries no data"):
         figures.contents(plain)
-    with pytest.raises(ValueError, match="no figure's data"):
+    with pytest.raises(ValueError, match="not a figure's data"):
         figures.redraw("x,y\n1,2\n")
     fig = lines()
     csv = figures.contents(figures.png(fig)).csv

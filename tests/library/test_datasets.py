@@ -274,10 +274,10 @@ IMAGES = idx(np.zeros((7, 28, 28)))
         (IMAGES[:7] + bytes([9]) + IMAGES[8:], "file announces 9 items but holds 7;"),
         (IMAGES[:16], "file announces 7 items but holds 0;"),
         (idx(np.zeros((0, 28, 28))), "file announces 0 items"),
-        (IMAGES[:15], "file is no idx file .* 15 bytes and starts with '00 00 08 03'"),
-        (b"", "file is no idx file .* 0 bytes"),
-        (b"<!DOCTYPE html><html></html>", "file is no idx file"),
-        (idx(np.zeros(7)), "file is no idx file of bytes with 3 axes"),
+        (IMAGES[:15], "file is not an idx file .* 15 bytes and starts with '00 00 08 03'"),
+        (b"", "file is not an idx file .* 0 bytes"),
+        (b"<!DOCTYPE html><html></html>", "file is not an idx file"),
+        (idx(np.zeros(7)), "file is not an idx file of bytes with 3 axes"),
         (idx(np.zeros((7, 32, 32))), r"items of shape \(32, 32\), not \(28, 28\)"),
     ],
 )
@@ -476,7 +476,7 @@ def test_an_altered_archive_or_one_with_odd_members_is_refused(data_folder, monk
     shutil.rmtree(data_folder / "cifar-10-batches-bin")
     name = "cifar-10-batches-bin/data_batch_3.bin"
     for odd, message in (
-        (batches | {name: None}, "data_batch_3.bin twice, or as something else than a file"),
+        (batches | {name: None}, "data_batch_3.bin twice, or not as a regular file"),
         (batches | {name + "*": b""}, "data_batch_3.bin twice"),
         ({key: value for key, value in batches.items() if key != name}, f"holds no {name}"),
         (batches | {name: bytes(3000)}, "data_batch_3.bin is truncated: 3,000 bytes"),

@@ -164,7 +164,7 @@ def test_a_run_that_is_there_is_left_alone(instant):
     assert invoke("run", "edge-of-stability").exit_code == 0
     found = invoke("run", "edge-of-stability")
     assert found.exit_code == 2
-    assert "holds a run already; go on with it (--resume)" in found.stderr
+    assert "holds a run already; resume it (--resume)" in found.stderr
     found = invoke("run", "edge-of-stability", "--resume", "--set", "problem.widths=7")
     assert found.exit_code == 2
     assert "config.problem.widths is [7], was [100, 100, 100]" in found.stderr

@@ -178,10 +178,10 @@ def test_without_a_network_it_is_computed_and_says_so_with_the_time(
         assert experiments.load_or_run(NAME, config).info == {"fresh": True}
     assert computed == [(NAME, config) for config in configs]
     first, second = (entry.getMessage() for entry in caplog.records)
-    assert re.search(rf"stored record {NAME}-\w{{8}} cannot be had: .*{address}", first)
-    assert "computed now; where it was stored that took 12 min 34 s on 2 CPU cores" in first
+    assert re.search(rf"stored record {NAME}-\w{{8}} cannot be read: .*{address}", first)
+    assert "computed now; computing the stored one took 12 min 34 s on 2 CPU cores" in first
     assert "PFCORE_RECORDS" in first
-    assert "computed now as well; where it was stored that took 12 min 34 s" in second
+    assert "computed now as well; computing the stored one took 12 min 34 s" in second
     assert address not in second
     assert {(e.name, e.levelno) for e in caplog.records} == {("pfcore", logging.WARNING)}
 
@@ -213,7 +213,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     with serve(published) as (address, _):
         set_address(monkeypatch, address)
         experiments.load_or_run(NAME, config_of("seed=1"))
-    assert len(computed) == 1 and "cannot be had" in caplog.records[0].getMessage()
+    assert len(computed) == 1 and "cannot be read" in caplog.records[0].getMessage()
 
 
 def test_another_configuration_is_computed_without_asking_anybody(

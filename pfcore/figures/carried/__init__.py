@@ -1,9 +1,8 @@
-"""Matplotlib figures that carry their data: taken apart, written as CSV, drawn again from it.
+"""Matplotlib figures that carry their data: taken apart, written as CSV, and redrawn from it.
 
-`extract` reads a finished figure into a `Drawing`: for every panel its place, axes and ticks, and
-for every line, area, set of points and image the numbers that it shows (its columns) and the rest
-(its look), all plain values. `csv` writes a drawing as text and reads it back, and `render` draws
-the figure from it.
+`extract` reads a finished figure into a `Drawing`: the place, axes and ticks of each panel, and for
+each line, area, set of points and image its numbers (columns) and its appearance (look), all as
+plain values. `csv` writes a drawing as text and reads it, and `render` draws the figure from it.
 
 Nothing here knows what the figures show: names for colours, and the colours of a theme, are
 arguments.

@@ -1,4 +1,4 @@
-"""A figure's parts as CSV: a header for people, one line for the look, then the numbers."""
+"""A figure's parts as CSV: a header for readers, one line for the look, then the numbers."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def _one_line(text: str) -> str:
 
 
 def _axis_label(drawing: Drawing, panel: dict[str, Any], name: str) -> str:
-    """An axis's label; where it has none, that of the panel above, below or beside it."""
+    """An axis's label, or that of an aligned panel if it has none."""
     side = slice(0, 4, 2) if name == "x" else slice(1, 4, 2)  # of left, bottom, width, height
     shared = [
         other
@@ -48,7 +48,7 @@ def _axis_words(drawing: Drawing, panel: dict[str, Any], name: str) -> str:
 
 
 def _header(drawing: Drawing, columns: list[str], program: str) -> list[str]:
-    """What a reader needs to know of the numbers."""
+    """An explanation of the numbers."""
     lines = [
         "The numbers that a figure shows. Lines that begin with this mark are the header.",
         "",
@@ -88,7 +88,7 @@ def to_csv(drawing: Drawing, *, program: str) -> str:
 
     Args:
       drawing: the parts.
-      program: what draws the figure again, for the header.
+      program: the program that redraws the figure, named in the header.
     """
     used = [
         n for n in ("piece", "x", "y", "z", "value") if any(n in p.columns for p in drawing.parts)
@@ -117,10 +117,10 @@ def to_csv(drawing: Drawing, *, program: str) -> str:
 
 
 def from_csv(source: str | Path) -> Drawing:
-    """The parts of a figure from the text of a CSV file, or from the file.
+    """Read the parts of a figure from the text of a CSV file, or from the file.
 
     Raises:
-      ValueError: it is no figure's data, or its rows are not those that its header speaks of.
+      ValueError: it is not a figure's data, or its rows do not match its header.
     """
     if isinstance(source, Path) or "\n" not in source:
         text, origin = Path(source).read_text(encoding="utf-8"), f"{str(source)!r}"
@@ -129,7 +129,7 @@ def from_csv(source: str | Path) -> Drawing:
     lines = text.splitlines()
     looks = [line for line in lines if line.startswith(_LOOK)]
     if len(looks) != 1:
-        raise ValueError(f"{origin} is no figure's data: it has no line that begins with {_LOOK!r}")
+        raise ValueError(f"{origin} is not a figure's data: no line begins with {_LOOK!r}")
     try:
         look = json.loads(looks[0].removeprefix(_LOOK))
     except json.JSONDecodeError as error:
@@ -145,7 +145,7 @@ def from_csv(source: str | Path) -> Drawing:
         }:
             raise ValueError(
                 f"{origin}: rows {begin} to {end} should be those of {found['series']!r} in panel "
-                f"{found['panel']}; were rows taken away, added or put in another order?"
+                f"{found['panel']}; were rows removed, added or reordered?"
             )
         table = dict(zip(columns, zip(*mine, strict=True), strict=True))
         texts = {name: table[name] for name in found["columns"]}
@@ -165,5 +165,5 @@ def from_csv(source: str | Path) -> Drawing:
         )
         begin = end
     if begin != len(rows):
-        raise ValueError(f"{origin} has {len(rows)} rows where its header speaks of {begin}")
+        raise ValueError(f"{origin} has {len(rows)} rows, but its header announces {begin}")
     return Drawing(look["page"], look["panels"], parts)

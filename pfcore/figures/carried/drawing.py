@@ -1,4 +1,4 @@
-"""What a figure is made of, as plain values: numbers, and how they look."""
+"""A figure as plain values: numbers, and how they look."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import colors
 
-# Which coordinates a part's columns are in: the panel's own, or a share of its height or width.
+# The coordinates of a part's columns: the panel's own, or fractions of its height or width.
 COORDINATES = ("data", "x and share of the height", "share of the width and y", "share of both")
 
 
 class Part(NamedTuple):
-    """One thing that is drawn in a panel.
+    """One artist of a panel.
 
     Attributes:
-      panel: of which panel, counted from 0.
-      series: what it is called; unique in its panel.
+      panel: number of the panel, from 0.
+      series: name, unique in its panel.
       kind: "line", "lines", "area", "points", "image" or "surface".
-      columns: numbers by the name of their column, all of one length. `piece` counts what is not
-        joined; `value` is a colour's place on its scale, or the colour itself as six digits.
-      look: how it is drawn.
+      columns: numbers by the name of their column, all of one length. `piece` numbers pieces that
+        are not joined; `value` is a colour's place on its scale, or the colour as six digits.
+      look: appearance.
     """
 
     panel: int
@@ -33,10 +33,10 @@ class Drawing(NamedTuple):
     """A figure in parts.
 
     Attributes:
-      page: `size` in inches, `dots` per inch, and what is written outside of the panels.
-      panels: place, axes, ticks and writing of each pair of axes; in an animation those of all
-        frames, each with the number of its `frame`.
-      parts: what is drawn in them.
+      page: `size` in inches, `dots` per inch, and text outside the panels.
+      panels: place, axes, ticks and text of each pair of axes; in an animation those of all frames,
+        each with the number of its `frame`.
+      parts: the artists of all panels.
     """
 
     page: dict[str, Any]
@@ -45,7 +45,7 @@ class Drawing(NamedTuple):
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
-    """Plain numbers, lists and strings, with few digits."""
+    """Plain numbers, lists and strings, rounded to few digits."""
     if isinstance(value, dict):
         return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -60,14 +60,14 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def hex_color(color: Any, opacity: float | None = None) -> str:
-    """ "#rrggbb", with two more digits where it lets something through."""
+    """ "#rrggbb", with two more digits if it is not opaque."""
     red, green, blue, alpha = colors.to_rgba(color)
     alpha = alpha if opacity is None else opacity
     return colors.to_hex((red, green, blue, alpha), keep_alpha=alpha < 1)
 
 
 def join(frames: Sequence[Drawing], milliseconds: int) -> Drawing:
-    """The drawings of an animation as one, which has the panels of all."""
+    """Combine the drawings of an animation into one with the panels of all frames."""
     panels: list[dict[str, Any]] = []
     parts: list[Part] = []
     for number, frame in enumerate(frames):
@@ -79,5 +79,5 @@ def join(frames: Sequence[Drawing], milliseconds: int) -> Drawing:
 
 
 def num_frames(drawing: Drawing) -> int:
-    """How many pictures there are in it; 1 unless it is an animation."""
+    """The number of frames; 1 unless the drawing is an animation."""
     return drawing.page.get("moving", {"frames": 1})["frames"]

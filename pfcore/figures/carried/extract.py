@@ -1,4 +1,4 @@
-"""A finished Matplotlib figure taken apart into numbers and looks."""
+"""Take a finished Matplotlib figure apart into numbers and looks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from pfcore.figures.carried.drawing import COORDINATES, Drawing, Part, hex_color
 
 
 def _coordinates(artist: Artist, ax: Axes, transform: Transform | None = None) -> str | None:
-    """Which of `COORDINATES` an artist is drawn in; None for any other."""
+    """The entry of `COORDINATES` in which an artist is drawn; None for any other."""
     transform = artist.get_transform() if transform is None else transform
     across, up = transform.contains_branch_seperately(ax.transData)
     if across and up:
@@ -75,7 +75,7 @@ def _piece_columns(pieces: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _subpaths(path: Any) -> list[np.ndarray]:
-    """The pieces of a path without curves; a closed piece ends where it began."""
+    """The pieces of a path without curves; a closed piece ends at its start."""
     if path.codes is None:
         return [path.vertices]
     pieces: list[list[Any]] = []
@@ -92,12 +92,12 @@ def _subpaths(path: Any) -> list[np.ndarray]:
 
 
 def _cycled(values: Any, place: int, default: Any) -> Any:
-    """Collections repeat what they have too few of."""
+    """Collections cycle through values if there are too few."""
     return values[place % len(values)] if len(values) else default
 
 
 def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """Kind, columns and look of a collection whose pieces are drawn where they are."""
+    """Kind, columns and look of a collection whose pieces are drawn in place."""
     faces, edges = artist.get_facecolor(), artist.get_edgecolor()
     widths, styles = artist.get_linewidth(), artist.get_linestyle()
     if isinstance(artist, art3d.Poly3DCollection):
@@ -119,9 +119,10 @@ def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]
     number = len(kept)
 
     def each(values: Any, convert: Any, default: Any) -> Any:
-        """One value where all pieces share it, else a list."""
-        found = [convert(_cycled(values, i, default)) for i in kept]
-        return found[0] if found and all(item == found[0] for item in found) else found
+        """One value if all pieces share it, else a list."""
+        converted = [convert(_cycled(values, i, default)) for i in kept]
+        same = converted and all(item == converted[0] for item in converted)
+        return converted[0] if same else converted
 
     look = {
         "face": each(faces, hex_color, (0, 0, 0, 0)),
@@ -135,13 +136,13 @@ def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]
     surface = isinstance(artist, art3d.Poly3DCollection)
     kind = "surface" if surface else "area" if filled else "lines"
     columns = _piece_columns(pieces[i] for i in kept)
-    if isinstance(artist, ContourSet):  # interpolated; more digits would be no data
+    if isinstance(artist, ContourSet):  # interpolated: more digits would carry no information
         columns |= {name: np.array(rounded(columns[name], 5)) for name in "xy"}
     return kind, columns, look
 
 
 def _image(image: AxesImage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """An image as a table: a row for each of its cells, with the cell's middle."""
+    """An image as a table with one row per pixel, at the pixel's centre."""
     values = np.asarray(image.get_array())
     left, right, bottom, top = image.get_extent()
     rows, cols = values.shape[:2]
@@ -172,7 +173,7 @@ def _image(image: AxesImage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _read(artist: Any, ax: Axes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]] | None:
-    """Kind, columns and look of one artist; None where it shows nothing."""
+    """Kind, columns and look of one artist; None if it shows nothing."""
     if isinstance(artist, Line2D):
         data = artist.get_data_3d() if isinstance(artist, art3d.Line3D) else artist.get_data()
         columns = {
@@ -226,7 +227,7 @@ def _series(
     look: dict[str, Any],
     names: Mapping[str, str],
 ) -> str:
-    """What a part is called where nobody gave it a label."""
+    """The name of a part, which is its label if it has one."""
     label = str(artist.get_label())
     if label and not label.startswith("_"):
         return label.replace("#", "no. ")
@@ -239,12 +240,12 @@ def _series(
 
 
 def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
-    """Where a point is on the figure, as shares of its width and height."""
+    """The position of a point on the figure, as fractions of its width and height."""
     return list(figure.transFigure.inverted().transform(transform.transform(point)))
 
 
 def _text(text: Any, figure: Any) -> dict[str, Any]:
-    """What is written, and where on the figure."""
+    """A text and its position on the figure."""
     if isinstance(text, Annotation):
         text.update_positions(figure.canvas.get_renderer())
         if text.arrow_patch is not None:
@@ -283,7 +284,7 @@ def _text(text: Any, figure: Any) -> dict[str, Any]:
 
 
 def _legend(legend: Legend, figure: Figure) -> dict[str, Any]:
-    """A legend as what is in it: its frame, its samples and its words, each with its place."""
+    """A legend's frame, samples and texts, each with its position."""
     across = figure.transFigure.inverted()
     frame = legend.get_frame()
     box = frame.get_window_extent().transformed(across)
@@ -323,7 +324,7 @@ def _legend(legend: Legend, figure: Figure) -> dict[str, Any]:
 
 
 def _ticks(axis: Axis) -> dict[str, Any]:
-    """Where an axis has ticks, what is written there, and how."""
+    """Positions, labels and look of an axis's ticks."""
     low, high = sorted(axis.get_view_interval())
     room = 1e-9 * (high - low)
 
@@ -429,14 +430,14 @@ def _panel(ax: Any, figure: Figure) -> dict[str, Any]:
 
 
 def _drawn(ax: Axes) -> Iterable[Artist]:
-    """What a panel shows, in the order of drawing."""
+    """The artists of a panel in drawing order."""
     data = {id(a) for a in [*ax.images, *ax.patches, *ax.collections, *ax.lines]}
     held = [a for a in ax.get_children() if id(a) in data and a.get_visible()]
     return sorted(held, key=lambda a: a.get_zorder())
 
 
 def _merged(parts: Iterable[Part]) -> list[Part]:
-    """Areas that follow each other and look the same, such as a histogram's, as one series."""
+    """Merge consecutive areas that look the same, such as a histogram's, into one series."""
     found: list[Part] = []
     for part in parts:
         last = found[-1] if found else None
@@ -457,7 +458,7 @@ def _merged(parts: Iterable[Part]) -> list[Part]:
 
 
 def _told_apart(parts: Iterable[Part]) -> list[Part]:
-    """No two series of a panel with one name."""
+    """Give the series of a panel unique names."""
     taken: dict[str, int] = {}
     found = []
     for part in parts:
@@ -468,14 +469,14 @@ def _told_apart(parts: Iterable[Part]) -> list[Part]:
 
 
 def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
-    """The parts of a finished figure.
+    """Take a finished figure apart.
 
     Args:
-      figure: of Matplotlib.
-      names: of what has no label, by its colour, such as {"#0072b2": "NGF"}.
+      figure: a Matplotlib figure.
+      names: names for artists without a label, by colour, such as {"#0072b2": "NGF"}.
 
     Raises:
-      TypeError: it holds something that is no line, area, set of points or image.
+      TypeError: it holds an artist that is not a line, area, set of points or image.
     """
     if not hasattr(figure.canvas, "get_renderer"):
         FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""A figure drawn from its parts, in the colours of a theme."""
+"""Draw a figure from its parts, in the colours of a theme."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,13 +26,13 @@ from pfcore.figures.carried.drawing import COORDINATES, Drawing, Part, hex_color
 
 
 class Look(NamedTuple):
-    """What a theme does to every figure.
+    """A theme, applied to every figure.
 
     Attributes:
       style: Matplotlib's settings.
-      paper: the background's colour.
-      color: `color(color, fill)`, a colour of the light theme as this one has it; `fill` where it
-        fills an area.
+      paper: background colour.
+      color: `color(color, fill)` maps a colour of the light theme to this one; `fill` is true for
+        areas.
     """
 
     style: Mapping[Any, Any]
@@ -47,7 +47,7 @@ class _Painter:
         self.figure, self.theme = figure, theme
 
     def color(self, color: Any, fill: bool = False) -> Any:
-        """A colour, none, or a list of them, as the theme has it."""
+        """A colour, None, or a list of colours, mapped to the theme."""
         if color is None:
             return "none"
         if isinstance(color, str):
@@ -55,7 +55,7 @@ class _Painter:
         return [self.color(item, fill) for item in color]
 
     def line_look(self, look: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        options: dict[str, Any] = {
             "color": self.color(look["color"]),
             "linewidth": look["width"],
             "linestyle": (look["dashes"][0], look["dashes"][1]) if "dashes" in look else "-",
@@ -63,10 +63,10 @@ class _Painter:
             "dash_capstyle" if "dashes" in look else "solid_capstyle": look["cap"],
         }
         if not look["width"]:
-            found["linestyle"] = "none"
+            options["linestyle"] = "none"
         if "marker" in look:
             marker = look["marker"]
-            found |= {
+            options |= {
                 "marker": marker["shape"],
                 "markersize": marker["size"],
                 "markerfacecolor": self.color(marker["face"]),
@@ -74,22 +74,22 @@ class _Painter:
                 "markeredgewidth": marker["edge_width"],
                 "markevery": marker["every"],
             }
-        return found
+        return options
 
     def collection_look(self, look: dict[str, Any]) -> dict[str, Any]:
-        found = {"facecolors": self.color(look["face"], fill=True)}
-        # The edge of an area in the area's own colour is no line.
+        options = {"facecolors": self.color(look["face"], fill=True)}
+        # The edge of an area in the area's own colour is mapped like the area.
         same = look["face"] == look["edge"]
-        found["edgecolors"] = self.color(look["edge"], fill=same)
-        found["linewidths"] = look["width"]
+        options["edgecolors"] = self.color(look["edge"], fill=same)
+        options["linewidths"] = look["width"]
         if "dashes" in look:
             dashes = look["dashes"]
             one = (
                 len(dashes) == 2 and isinstance(dashes[1], list) and not isinstance(dashes[0], list)
             )
             each = [dashes] if one else dashes
-            found["linestyles"] = ["-" if d is None else (d[0], d[1]) for d in each]
-        return found
+            options["linestyles"] = ["-" if d is None else (d[0], d[1]) for d in each]
+        return options
 
     def text(self, found: dict[str, Any], holder: Any) -> None:
         x, y = found["at"]
@@ -129,10 +129,10 @@ class _Painter:
 
     def legend(self, found: dict[str, Any], holder: Any) -> None:
         where = self.figure.transFigure
-        top = 5.0  # Matplotlib's own order of a legend
+        top = 5.0  # Matplotlib's default zorder of a legend
         if "frame" in found:
             left, bottom, width, height = found["frame"]["box"]
-            # Rounded as Matplotlib rounds it: a fifth of the legend's text.
+            # Rounded as in Matplotlib: a fifth of the legend's text size.
             across, up = self.figure.get_size_inches() * 72
             radius = 0.2 * (found["texts"][0]["size"] if found["texts"] else 10)
             frame = mpl.patches.FancyBboxPatch(
@@ -329,7 +329,7 @@ class _Painter:
         return ax
 
     def finish(self, ax: Axes, found: dict[str, Any]) -> None:
-        """Limits, ticks and words, after what is drawn has had its say about the limits."""
+        """Set limits, ticks and text, after the artists, which may change the limits."""
         for name, limits in found["limits"].items():
             if "view" not in found:
                 bend = found["bends"].get(name, {})
@@ -340,7 +340,7 @@ class _Painter:
             ax.set_title(
                 title["text"], loc=place, fontsize=title["size"], color=self.color(title["color"])
             )
-        # A panel in three dimensions takes nothing flat.
+        # A three-dimensional panel accepts no flat artists.
         holder = self.figure if "view" in found else ax
         for text in found["texts"]:
             self.text(text, holder)
@@ -351,7 +351,7 @@ class _Painter:
 
 
 def put_together(drawing: Drawing, look: Look, frame: int = -1) -> Figure:
-    """A figure, drawn from its parts in the colours of a theme; of an animation, one frame."""
+    """Draw a figure from its parts in the colours of a theme; of an animation, one frame."""
     frame = range(num_frames(drawing))[frame]
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -359,7 +359,7 @@ def put_together(drawing: Drawing, look: Look, frame: int = -1) -> Figure:
         figure = Figure(
             figsize=drawing.page["size"], dpi=drawing.page["dots"], facecolor=look.paper
         )
-        # Not "none", which Matplotlib turns into the user's default when it saves.
+        # Not "none", which Matplotlib replaces by the user's default on saving.
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
         FigureCanvasAgg(figure)
         painter = _Painter(figure, look)
