@@ -1,4 +1,4 @@
-"""Data that are sharded over eight devices; `test_sharding.py` runs these tests where there are."""
+"""Data sharded over eight devices; `test_sharding.py` runs these tests in such a process."""
 
 import functools
 
@@ -64,7 +64,7 @@ def test_there_are_eight_devices():
     assert jax.device_count() == 8
 
 
-# 24 does not divide the number of samples: then some move to a neighbouring device.
+# 24 does not divide the number of samples, so some move to a neighbouring device.
 @pytest.mark.parametrize("microbatch", [None, 16, 24])
 @pytest.mark.parametrize("name", SHAPES)
 def test_data_as_arguments(name, microbatch):
@@ -86,7 +86,7 @@ def test_data_as_arguments(name, microbatch):
 @pytest.mark.parametrize("built", ["before", "within"])
 @pytest.mark.parametrize("microbatch", [None, 16, 24])
 def test_data_closed_over(microbatch, built):
-    """Every device computes its share here too, whether the loss was built before or within."""
+    """Every device computes its share, whether the loss is built outside or inside."""
     params, wanted = expected("mlp")
     sharded = jax.device_put(data("mlp"), shards())
     loss, _ = build("mlp", *sharded, microbatch)
@@ -207,7 +207,7 @@ def test_accuracy(microbatch):
     assert float(share(params, *sharded)) == pytest.approx(right, rel=1e-15)
 
 
-def test_numbers_of_samples_that_devices_do_not_divide():
+def test_numbers_of_samples_not_divisible_by_devices():
     """JAX does not shard them; copies of all on every device give the same loss."""
     inputs, targets = data("mlp", N - 1)
     with pytest.raises(ValueError, match=r"\b8\b.*\b63\b"):
@@ -219,7 +219,7 @@ def test_numbers_of_samples_that_devices_do_not_divide():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_explicit_meshes_are_refused(compiled):
+def test_explicit_meshes_are_rejected(compiled):
     sharded = jax.device_put(data("mlp"), shards(jax.sharding.AxisType.Explicit))
     params, _ = expected("mlp")
 

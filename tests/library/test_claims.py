@@ -64,7 +64,7 @@ def test_conditions(condition, inside, outside):
 @pytest.mark.parametrize(
     "condition", ["", "about 2", "< one", "≤", "!= 1", "within 2", "1 to", "< 1 and > 0"]
 )
-def test_a_condition_that_cannot_be_read_is_refused(condition):
+def test_an_unreadable_condition_is_rejected(condition):
     with pytest.raises(ValueError, match=f"got {re.escape(repr(condition))}"):
         meets(1.0, condition)
 
@@ -110,7 +110,7 @@ def test_a_page_reports_its_claims_in_the_order_of_their_ids(tmp_path):
     assert found[-1].rerun_tolerance is None
 
 
-def test_report_writes_to_the_folder_that_the_environment_names(tmp_path, monkeypatch):
+def test_report_writes_to_the_folder_named_by_the_environment(tmp_path, monkeypatch):
     folder = tmp_path / "not" / "yet"
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     report("exact", [claim(), claim(id="C4", number=np.float64(12.3456), rerun_tolerance=None)])
@@ -140,14 +140,14 @@ def test_report_writes_to_the_folder_that_the_environment_names(tmp_path, monkey
     }
 
 
-def test_report_goes_beside_the_notebook_by_default(tmp_path, monkeypatch):
+def test_report_is_beside_the_notebook_by_default(tmp_path, monkeypatch):
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     report("exact", [claim()])
     assert (tmp_path / "claims" / "exact.json").is_file()
 
 
-def test_a_folder_that_is_given_comes_first(tmp_path, monkeypatch):
+def test_an_explicit_folder_is_preferred(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "environment"))
     report("exact", [claim()], tmp_path / "given")
     assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["given"]
@@ -161,7 +161,7 @@ def test_a_folder_that_is_given_comes_first(tmp_path, monkeypatch):
         ({"number": float("-inf")}, "C3 has no finite number: -inf"),
     ],
 )
-def test_report_refuses_and_writes_nothing(tmp_path, changes, message):
+def test_invalid_claims_are_rejected_and_not_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         report("exact", [claim(), claim(**changes)], tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +177,7 @@ def test_tables_show_two_digits_and_escape_html(tmp_path):
     assert shown.count("<tr>") == 2 and shown.count("<th>") == 5 == shown.count("<td>")
 
 
-def test_collect_returns_what_was_reported_in_the_order_of_the_claims(tmp_path):
+def test_collect_returns_the_reported_claims_in_order(tmp_path):
     report("zebra", [claim(id="C2", number=2.0)], tmp_path)
     report("ape", [claim(id="C10"), claim(id="C9b")], tmp_path)
     report("bee", [claim(id="C3"), claim(id="C4")], tmp_path)
@@ -211,7 +211,7 @@ def test_collect_from_an_empty_folder(tmp_path):
     assert collect(tmp_path) == {}
 
 
-def test_without_claims_the_overview_says_how_to_get_them(tmp_path):
+def test_without_claims_the_overview_explains_how_to_get_them(tmp_path):
     """As on a machine that has only the page of claims."""
     shown = overview(collect(tmp_path))
     assert "run the chapters' notebooks" in repr(shown)

@@ -1,4 +1,4 @@
-"""The page for users of other tools: each of our lines runs, and gives what it says."""
+"""The page for users of other tools: our code runs and gives the stated results."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 TEXT = (Path(__file__).resolve().parents[2] / "book" / "coming_from.md").read_text("utf-8")
 SETUP, LAST = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
-# Title of the section -> (what it is, our line) of each row of its table.
+# Title of the section -> (description, our code) of each row of its table.
 ROWS = {
     section.split("\n", 1)[0]: [
         (what, code.strip().strip("`"))
@@ -25,7 +25,7 @@ TOOLS = ["PyHessian", "curvlinops", "hessian-eigenthings"]
 
 @pytest.fixture(scope="module")
 def names():
-    # As in a user's script: strict promotion is this suite's, and not Optax's.
+    # As in a user's script: strict promotion is a setting of this suite.
     with jax.numpy_dtype_promotion("standard"):
         found = {}
         exec(SETUP, found)
@@ -43,8 +43,8 @@ def dense(names):
     return np.asarray(hessian, float), np.asarray(jacobian.T @ middle @ jacobian, float)
 
 
-def test_every_line_is_read():
-    """All rows that have a line of ours, and no others."""
+def test_every_row_with_code_is_tested():
+    """All rows that have code of ours, and no others."""
     tables = re.findall(r"^\|(?!---).*\|$", TEXT, re.MULTILINE)
     heads = [row for row in tables if row.endswith("| here |")]
     assert len(heads) == len(TOOLS)
@@ -54,11 +54,11 @@ def test_every_line_is_read():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
-def test_lines_give_the_numbers_of_the_dense_matrices(tool, names):
+def test_code_matches_dense_matrices(tool, names):
     names = dict(names)
     hessian, gauss = (np.linalg.eigvalsh(matrix) for matrix in dense(names))
     magnitude = hessian[np.argsort(-np.abs(hessian))]
-    # By the first word of the row: what the result must be, within what it says or rounding.
+    # Expected result by the first word of the row, within its own error or rounding.
     exact = gauss if tool == "curvlinops" else hessian
     share = {"damping": np.sum(np.log(gauss + 0.1)), "dimension": np.sum(gauss / (gauss + 0.1))}
     with jax.numpy_dtype_promotion("standard"):
@@ -124,7 +124,7 @@ def test_lines_give_the_numbers_of_the_dense_matrices(tool, names):
 
 
 @pytest.mark.slow
-def test_what_none_of_them_has(names):
+def test_features_without_counterpart(names):
     names = dict(names)
     with jax.numpy_dtype_promotion("standard"):
         exec(LAST, names)

@@ -49,7 +49,7 @@ def test_the_split_is_fixed(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_sample_is_there_once_standardised_by_the_training_samples(name):
+def test_every_sample_occurs_once_standardised_by_the_training_samples(name):
     """An increasing map of each feature keeps the lexical order of samples, which pairs them with
     the originals."""
     data = load(name, dtype=np.float64)
@@ -87,7 +87,7 @@ def test_digits_are_centred_and_one_pixel_step_is_a_sixteenth():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, "float64"])
-def test_the_dtype_asked_for_without_x64(name, dtype):
+def test_the_requested_dtype_without_x64(name, dtype):
     data = load(name, dtype=dtype)
     assert data.train_inputs.dtype == np.dtype(dtype) == data.test_inputs.dtype
 
@@ -98,7 +98,7 @@ def test_float32_by_default_and_rounded_once():
     np.testing.assert_array_equal(single.train_inputs, double.train_inputs.astype(np.float32))
 
 
-def test_refusals():
+def test_wrong_names_and_dtypes_are_rejected():
     with pytest.raises(ValueError, match=r"'iris'.*breast_cancer, digits"):
         load("iris")
     for dtype in (np.int32, complex, bool):
@@ -106,7 +106,7 @@ def test_refusals():
             load("digits", dtype=dtype)
 
 
-def test_without_a_subset_the_numbers_are_those_of_the_formula_to_the_last_bit():
+def test_without_a_subset_the_numbers_equal_the_formula_bitwise():
     for name in NAMES:
         inputs, targets = RAW[name](return_X_y=True)
         inputs = inputs / 16.0 if name == "digits" else inputs
@@ -125,7 +125,7 @@ def test_without_a_subset_the_numbers_are_those_of_the_formula_to_the_last_bit()
 # Subsets
 
 
-def test_a_subset_is_the_head_of_the_split_standardised_by_itself():
+def test_a_subset_is_the_head_of_the_split_standardised_separately():
     whole = load("breast_cancer", dtype=np.float64)
     part = load("breast_cancer", dtype=np.float64, num_train=200, num_test=50)
     head = whole.train_inputs[:200]
@@ -150,7 +150,7 @@ def test_classes_are_relabelled_in_the_order_given():
     assert ", classes 8, 3: all " in part.source
 
 
-def test_a_seed_draws_training_and_test_samples_independently_of_each_others_number():
+def test_a_seed_draws_training_and_test_samples_independently():
     whole = load("digits", dtype=np.float64)
     few, many = (load("digits", seed=1, num_train=n, num_test=m) for n, m in ((20, 30), (50, 10)))
     order = np.random.default_rng(1).permutation(1437)
@@ -193,7 +193,7 @@ def test_source_and_fingerprint_have_defaults():
         (dict(split="test"), r"'digits' has none, use split='official'"),
     ],
 )
-def test_subsets_that_do_not_exist_are_refused(arguments, message):
+def test_impossible_subsets_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         load("digits", **arguments)
 
@@ -201,12 +201,12 @@ def test_subsets_that_do_not_exist_are_refused(arguments, message):
 @pytest.mark.parametrize(
     "arguments", [dict(num_train=1.5), dict(seed="0"), dict(classes=3), dict(classes=(0.5, 1))]
 )
-def test_what_is_no_integer_is_refused(arguments):
+def test_non_integers_are_rejected(arguments):
     with pytest.raises(TypeError):
         load("digits", **arguments)
 
 
-def test_constant_features_are_refused_where_they_would_be_divided_by_zero():
+def test_constant_features_are_rejected_where_they_would_be_divided_by_zero():
     with pytest.raises(ValueError, match="30 of 30 features do not vary over the 1 samples"):
         load("breast_cancer", num_train=1)
 
@@ -250,13 +250,13 @@ def write_cifar(folder: Path, *numbers: int) -> None:
 
 @pytest.fixture
 def data_folder(tmp_path, monkeypatch):
-    """An empty folder that PFCORE_DATA names; the warning of missing files is due again."""
+    """An empty folder named by PFCORE_DATA; the warning of missing files is reset."""
     monkeypatch.setenv("PFCORE_DATA", str(tmp_path))
     datasets._warn_divided.cache_clear()
     return tmp_path
 
 
-def test_an_idx_file_is_read_as_it_was_written():
+def test_idx_round_trip():
     images, labels = random_images(7)
     np.testing.assert_array_equal(formats.parse_idx(idx(images), "file", (28, 28)), images)
     np.testing.assert_array_equal(formats.parse_idx(idx(labels), "file", ()), labels)
@@ -281,7 +281,7 @@ IMAGES = idx(np.zeros((7, 28, 28)))
         (idx(np.zeros((7, 32, 32))), r"items of shape \(32, 32\), not \(28, 28\)"),
     ],
 )
-def test_idx_files_that_are_not_what_they_announce_are_refused(content, message):
+def test_inconsistent_idx_files_are_rejected(content, message):
     with pytest.raises(ValueError, match=message):
         formats.parse_idx(content, "file", (28, 28))
 
@@ -301,19 +301,19 @@ def test_records_are_a_label_and_pixels_channels_first(data_folder):
 
 
 @pytest.mark.parametrize("number", [0, 1, 3072, 3074, 6145])
-def test_truncated_records_are_refused_by_name_and_number_of_bytes(number):
+def test_truncated_records_are_rejected_with_name_and_size(number):
     with pytest.raises(ValueError, match=rf"batch.bin is truncated: {number:,} bytes"):
         formats.parse_records(bytes(number), "batch.bin")
 
 
-def test_a_label_that_no_class_has_is_damage():
+def test_an_impossible_label_is_reported_as_damage():
     content = bytearray(random_records(3))
     content[3073] = 10
     with pytest.raises(ValueError, match=r"batch\.bin is damaged: sample 1 has the label 10"):
         formats.parse_records(bytes(content), "batch.bin")
 
 
-def test_a_gzip_stream_cut_anywhere_or_damaged_is_refused(tmp_path):
+def test_a_truncated_or_damaged_gzip_stream_is_rejected(tmp_path):
     path = tmp_path / "labels.gz"
     whole = gzip.compress(idx(random_images(20)[1]))
     for number in (*range(1, len(whole)), None):
@@ -346,7 +346,7 @@ def test_heads_of_mnist_compressed_or_not(data_folder, compress, name, folder, t
     )
 
 
-def test_fashion_mnist_is_found_where_the_system_has_it(cache, tmp_path, monkeypatch):
+def test_fashion_mnist_is_read_from_the_system_package(cache, tmp_path, monkeypatch):
     write_mnist(tmp_path, name="datasets", compress=True, train=30, t10k=20)
     monkeypatch.setitem(manifest.SYSTEM, "fashion_mnist", tmp_path / "datasets")
     data = load("fashion_mnist")
@@ -354,7 +354,7 @@ def test_fashion_mnist_is_found_where_the_system_has_it(cache, tmp_path, monkeyp
     assert not cache.exists()
 
 
-def test_unequal_heads_are_cut_to_the_shortest_and_say_so(data_folder):
+def test_unequal_heads_are_cut_to_the_shortest_with_a_remark(data_folder):
     write_cifar(data_folder, 4, 3, 5, 4, 4, 6)
     source = load("cifar10").source
     assert (
@@ -363,7 +363,7 @@ def test_unequal_heads_are_cut_to_the_shortest_and_say_so(data_folder):
     assert "3 records each)" in source
 
 
-def test_files_that_are_not_there_are_named_with_what_to_do(data_folder):
+def test_the_error_for_missing_files_suggests_a_fix(data_folder):
     message = r"{}.* does not exist.*PFCORE_DATA is set.*'breast_cancer' and 'digits'"
     expected = data_folder / "mnist" / "train-images-idx3-ubyte.gz"
     with pytest.raises(FileNotFoundError, match=message.format(expected)):
@@ -380,7 +380,7 @@ def test_files_that_are_not_there_are_named_with_what_to_do(data_folder):
         load("mnist")
 
 
-def test_images_and_labels_of_different_number_are_refused(data_folder):
+def test_different_numbers_of_images_and_labels_are_rejected(data_folder):
     write_mnist(data_folder, compress=False, t10k=20)
     path = data_folder / "mnist" / "t10k-labels-idx1-ubyte"
     path.write_bytes(idx(np.zeros(19)))
@@ -388,7 +388,7 @@ def test_images_and_labels_of_different_number_are_refused(data_folder):
         load("mnist", split="test")
 
 
-def test_files_of_the_official_length_must_be_the_official_ones(data_folder):
+def test_files_of_the_official_length_must_have_the_official_hash(data_folder):
     write_mnist(data_folder, compress=True, t10k=10_000)
     with pytest.raises(ValueError, match=r"t10k-images.* is altered: .* file's is 0fa7"):
         load("mnist", split="test")
@@ -424,7 +424,7 @@ def test_the_test_file_is_divided_with_one_warning_or_on_request_without(data_fo
         load("mnist")
 
 
-def test_a_division_that_leaves_nothing_to_train_on_is_refused(data_folder):
+def test_a_division_without_training_samples_is_rejected(data_folder):
     write_cifar(data_folder, 1, 1, 1, 1, 1, 20)
     assert len(load("cifar10", split="test", num_test=19).train_targets) == 1
     with pytest.raises(ValueError, match="num_test is 20, which leaves none of the 20"):
@@ -458,7 +458,7 @@ def place_archive(folder: Path, monkeypatch, members) -> None:
     monkeypatch.setitem(manifest.DOWNLOADS["cifar10"], "cifar-10-binary.tar.gz", found)
 
 
-def test_the_archive_is_read_without_unpacking_it(data_folder, monkeypatch):
+def test_the_archive_is_read_without_extraction(data_folder, monkeypatch):
     write_cifar(data_folder, 2, 2, 2, 2, 2, 3)
     expected = load("cifar10")
     members = {"cifar-10-batches-bin/readme.html": b"hello", "../../outside": b"no"}
@@ -470,7 +470,7 @@ def test_the_archive_is_read_without_unpacking_it(data_folder, monkeypatch):
     assert [path.name for path in data_folder.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
-def test_an_altered_archive_or_one_with_odd_members_is_refused(data_folder, monkeypatch):
+def test_an_altered_archive_or_one_with_odd_members_is_rejected(data_folder, monkeypatch):
     write_cifar(data_folder, 2, 2, 2, 2, 2, 3)
     batches = batches_of(data_folder)
     shutil.rmtree(data_folder / "cifar-10-batches-bin")
@@ -490,12 +490,12 @@ def test_an_altered_archive_or_one_with_odd_members_is_refused(data_folder, monk
         load("cifar10")
 
 
-# Downloads, from a server of this machine
+# Downloads from a local server
 
 
 @contextlib.contextmanager
 def serve(folder: Path):
-    """(Address, paths asked for) of an HTTP server."""
+    """(Address, requested paths) of an HTTP server."""
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -524,7 +524,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A folder of small files with their hashes taken for the official ones."""
+    """A folder of small files, whose hashes replace the official ones."""
     folder = tmp_path / "published"
     folder.mkdir()
     write_mnist(folder, compress=True, train=30, t10k=20)
@@ -545,7 +545,7 @@ def published(tmp_path, monkeypatch):
 
 
 def nowhere() -> str:
-    """An address of a port at which nobody listens."""
+    """An address without a server."""
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         return f"http://127.0.0.1:{server.server_port}/"
 
@@ -555,7 +555,7 @@ def set_addresses(monkeypatch, **addresses: tuple[str, ...]) -> None:
         monkeypatch.setitem(manifest.ADDRESSES, name, values)
 
 
-def test_files_are_fetched_once_and_only_those_needed(cache, published, monkeypatch):
+def test_only_needed_files_are_downloaded_and_only_once(cache, published, monkeypatch):
     with serve(published) as (address, asked):
         set_addresses(monkeypatch, mnist=(address + "mnist/",), cifar10=(address,))
         divided = load("mnist", split="test")
@@ -595,11 +595,11 @@ def test_the_second_address_is_tried_when_the_first_fails_or_serves_another_file
     with serve(published) as (good, _), serve(altered) as (bad, asked):
         set_addresses(monkeypatch, mnist=(nowhere(), bad + "mnist/", good + "mnist/"))
         load("mnist", split="test")
-    gc.collect()  # a connection left open would be reported now
+    gc.collect()  # an open connection would be reported now
     assert any("images" in path for path in asked) and any("labels" in path for path in asked)
 
 
-def test_an_altered_file_is_refused_with_both_hashes(cache, published, monkeypatch):
+def test_the_error_for_an_altered_file_has_both_hashes(cache, published, monkeypatch):
     path = published / "cifar-10-binary.tar.gz"
     path.write_bytes(path.read_bytes() + b"!")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -612,7 +612,7 @@ def test_an_altered_file_is_refused_with_both_hashes(cache, published, monkeypat
     assert not list(cache.glob("*.gz"))
 
 
-def test_a_file_altered_in_the_cache_is_fetched_again(cache, published, monkeypatch):
+def test_a_file_altered_in_the_cache_is_downloaded_again(cache, published, monkeypatch):
     with serve(published) as (address, asked):
         set_addresses(monkeypatch, cifar10=(address,))
         expected = load("cifar10").sha256
@@ -633,7 +633,7 @@ def test_a_file_altered_in_the_cache_is_fetched_again(cache, published, monkeypa
         ("cifar10", "cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz"),
     ],
 )
-def test_without_a_network_the_error_says_what_to_do(cache, monkeypatch, name, file, place):
+def test_the_offline_error_suggests_a_fix(cache, monkeypatch, name, file, place):
     monkeypatch.setitem(manifest.SYSTEM, "fashion_mnist", Path("no package"))
     first, second = nowhere(), nowhere()
     set_addresses(monkeypatch, **{name: (first, second)})

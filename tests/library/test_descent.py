@@ -56,7 +56,7 @@ def test_compiled_once_for_all_learning_rates():
     pfcore.gradient_descent(loss, jnp.ones(2), 0.1, 5)
     before = traces
     pfcore.gradient_descent(loss, jnp.zeros(2), 0.7, 5)
-    # eval_shape in the argument check may look at the loss again; compiled code may not.
+    # eval_shape in the argument check may trace the loss again; compiled code may not.
     assert traces - before <= 1
 
 
@@ -66,19 +66,19 @@ def test_keeps_float32():
 
 
 @pytest.mark.parametrize("h", [0.0, -0.1, float("nan"), float("inf")])
-def test_refuses_learning_rate(h):
+def test_rejects_invalid_learning_rates(h):
     with pytest.raises(ValueError, match="learning_rate"):
         pfcore.gradient_descent(mixed_loss, mixed_params(), h, 1)
 
 
-def test_refuses_arrays_and_words_as_learning_rate():
+def test_rejects_arrays_and_strings_as_learning_rate():
     with pytest.raises(ValueError, match="vmap"):
         pfcore.gradient_descent(mixed_loss, mixed_params(), jnp.array([0.1, 0.2]), 1)
     with pytest.raises(TypeError, match="fast"):
         pfcore.gradient_descent(mixed_loss, mixed_params(), "fast", 1)
 
 
-def test_refuses_wrong_params_and_losses():
+def test_rejects_wrong_params_and_losses():
     loss = lambda x: jnp.sum(x**2)  # noqa: E731
     with pytest.raises(TypeError, match="int"):
         pfcore.gradient_descent(loss, jnp.arange(3), 0.1, 1)

@@ -1,4 +1,4 @@
-"""What a bare installation can do, and what it says of the rest."""
+"""A bare installation: its features, and its errors for the others."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ BASE = named(PROJECT["dependencies"])
 
 
 def without(code, *packages):
-    """A process in which some packages are not installed, as far as imports can tell."""
+    """A process in which imports of some packages fail."""
     code = f"import sys\nfor name in {packages!r}: sys.modules[name] = None\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -59,7 +59,7 @@ def test_a_bare_installation_has_flows_curvature_and_learning_rates():
         ("typer", "import pfcore.cli"),
     ],
 )
-def test_what_is_not_installed_is_named_with_its_extra(package, code):
+def test_the_error_for_a_missing_package_names_its_extra(package, code):
     done = without(code, package)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
@@ -74,7 +74,7 @@ def test_experiments_are_listed_without_figures():
     assert done.returncode == 0 and "edge-of-stability" in done.stdout, done.stderr
 
 
-def test_other_missing_packages_are_left_to_speak_for_themselves():
+def test_errors_for_other_missing_packages_are_unchanged():
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_package'"), optional():
         import no_such_package  # noqa: F401
 
@@ -99,9 +99,9 @@ def test_every_import_of_the_package_is_installed_by_the_base_or_by_its_extra():
                 assert found & (extras[module] if module in EXTRAS else BASE), (path, module)
 
 
-# Packages that another brings along: JAX SciPy, and Pooch Requests.
+# Packages installed as dependencies of others: SciPy by JAX, Requests by Pooch.
 BROUGHT_BY = {"scipy": "jax", "requests": "pooch"}
 
 
-def test_all_is_everything():
+def test_the_extra_all_includes_the_others():
     assert PROJECT["optional-dependencies"]["all"] == ["pfcore[runs,figures]"]

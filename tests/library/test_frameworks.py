@@ -1,4 +1,4 @@
-"""The page on frameworks: each recipe runs, and its loss is the one of its formula."""
+"""The page on frameworks: each recipe runs, and its loss matches its formula."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "your_framework.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-# By the heading above them; what stands above the first is shared.
+# By the heading above them; code above the first heading is shared.
 BLOCKS = {
     section.split("\n", 1)[0]: re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
     for section in re.split(r"^#+ ", TEXT, flags=re.MULTILINE)[1:]
@@ -19,7 +19,7 @@ BLOCKS = {
 SHARED, USE = BLOCKS["Your framework"]
 RECIPES = ["Flax NNX", "Flax Linen", "Haiku", "Equinox"]
 PACKAGES = {"Haiku": "haiku"}
-# What each recipe on batches ends with, against NumPy.
+# The result of each recipe on batches, against NumPy.
 BATCHES = {
     "A new batch at each step": """
 import numpy as np
@@ -76,7 +76,7 @@ dense = jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat)
 assert pairs.converged.all()
 np.testing.assert_allclose(pairs.values[0], np.linalg.eigvalsh(dense)[-1], rtol=1e-3)
 """
-# What a training loop would do between two calls.
+# As a training loop would do between two calls.
 MEANWHILE = {"Flax NNX": "model(inputs)\nassert float(loss(params)) == value\n"}
 
 
@@ -100,7 +100,7 @@ def run(tmp_path, script):
     assert ran.returncode == 0, ran.stderr[-5000:]
 
 
-def test_every_block_is_run():
+def test_every_code_block_is_run():
     assert TEXT.count("```python") >= 7
     names = [*RECIPES, "Training with new state", *BATCHES]
     assert [len(BLOCKS[name]) for name in names] == [1] * len(names)
@@ -108,7 +108,7 @@ def test_every_block_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_gives_the_loss_of_its_formula(name, tmp_path):
+def test_a_recipe_matches_its_formula(name, tmp_path):
     package = PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
         pytest.skip(f"{name} is not installed (no dependency of pfcore): its recipe was not run")

@@ -1,4 +1,4 @@
-"""What is imported, and when; each in a process of its own, since imports cannot be undone."""
+"""What is imported, and when; each test in its own process, since imports persist."""
 
 import importlib
 import pkgutil
@@ -17,7 +17,7 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_pfcore_alone_loads_nothing():
+def test_importing_pfcore_loads_no_submodule():
     loaded = loaded_after("import pfcore")
     assert not loaded & {"jax", "diffrax", "flax", "sklearn", "matplotlib", "orbax", "pfcore.flows"}
 
@@ -29,13 +29,13 @@ def test_curvature_loads_neither_diffrax_nor_flax():
 
 
 @pytest.mark.parametrize("name", pfcore.__all__)
-def test_every_public_name_is_found(name):
+def test_every_public_name_can_be_imported(name):
     assert getattr(pfcore, name) is vars(pfcore)[name]
     assert name in dir(pfcore)
 
 
 def test_no_module_has_the_name_of_a_function_beside_it():
-    """Else what `pfcore.learning_rates.dal` is would depend on what was imported before."""
+    """Otherwise the meaning of `pfcore.learning_rates.dal` would depend on earlier imports."""
     import pfcore._integrate
 
     assert callable(pfcore.integrate) and callable(pfcore.gradient_descent)
@@ -45,7 +45,7 @@ def test_no_module_has_the_name_of_a_function_beside_it():
         assert not modules & set(loaded.__all__), package
 
 
-def test_unknown_name_is_refused():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'flow'"):
         _ = pfcore.flow
 

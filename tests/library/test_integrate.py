@@ -58,7 +58,7 @@ def test_time_starts_at_zero_whatever_the_first_time():
     np.testing.assert_allclose(late.params[0], both.params[1], rtol=1e-6)
 
 
-def test_blow_up_is_reported_and_what_was_reached_is_kept():
+def test_blow_up_is_reported_and_earlier_positions_are_kept():
     """E = −x⁴/4: x′ = x³ ends at t = 1/2 from x = 1."""
     flow = negative_gradient_flow(lambda x: -jnp.sum(x**4) / 4)
     path = pfcore.integrate(flow, jnp.array([1.0]), [0.0, 0.25, 0.49, 1.0])
@@ -79,7 +79,7 @@ def test_running_out_of_steps_is_reported():
     assert np.all(np.isfinite(path.params[:2])) and np.isnan(path.params[2, 0])
 
 
-def test_values_that_stop_being_finite_are_reported():
+def test_a_field_that_becomes_nan_is_reported():
     """A field that is NaN past x = 0.5."""
     flow = Flow(
         init=lambda p: p,
@@ -104,8 +104,8 @@ def test_positions_that_are_not_finite_are_reported():
 
 
 @pytest.mark.parametrize("jump", [1e6, 1e15, 1e25])
-def test_a_jump_is_never_stepped_over(jump):
-    """x′ = 1 up to x = 1/2, and far the other way beyond: x stays there, but no step can say so."""
+def test_a_jump_is_not_stepped_over(jump):
+    """x′ = 1 up to x = 1/2, and strongly negative beyond: x stays there."""
     flow = Flow(
         init=lambda p: p,
         vector_field=lambda t, x: jnp.where(x < 0.5, jnp.ones_like(x), -jump),
@@ -119,7 +119,7 @@ def test_a_jump_is_never_stepped_over(jump):
 
 
 def test_reasons_under_tracing():
-    """Of several trajectories, each has its own: E = −x⁴/4 blows up at 1/(2 x²)."""
+    """Each trajectory has its own: E = −x⁴/4 blows up at 1/(2 x²)."""
     flow = negative_gradient_flow(lambda x: -jnp.sum(x**4) / 4)
 
     def run(start):
@@ -142,8 +142,8 @@ def test_the_branch_cut_ends_early():
 
 @pytest.mark.parametrize("end", [10.0, 1e4])
 @pytest.mark.parametrize("rtol", [1e-6, 1e-8, 1e-10])
-def test_a_transient_is_no_reason_to_stop(rtol, end):
-    """Curvatures 1 and 10⁴: many short steps first, then long ones, however long the rest is."""
+def test_a_transient_does_not_stop_the_integration(rtol, end):
+    """Curvatures 1 and 10⁴: many short steps first, then long ones."""
     curvatures = np.array([1e4, 1.0])
     flow = negative_gradient_flow(quadratic_of(curvatures))
     path = pfcore.integrate(
@@ -159,7 +159,7 @@ def test_a_transient_is_no_reason_to_stop(rtol, end):
     np.testing.assert_allclose(path.params[:2], exact, rtol=100 * rtol, atol=rtol)
 
 
-def test_stiff_flows_are_told_to_take_an_implicit_solver():
+def test_the_hint_for_stiff_flows_is_an_implicit_solver():
     flow = negative_gradient_flow(quadratic_of(np.array([1e4, 1.0])))
     path = pfcore.integrate(flow, np.ones(2), [100.0])
     assert path.why.startswith("pace") and "Kvaerno5" in path.why
@@ -167,7 +167,7 @@ def test_stiff_flows_are_told_to_take_an_implicit_solver():
 
 
 def test_kinks_of_relu():
-    """Tight tolerances end with a hint; taken, it leads near gradient descent in tiny steps."""
+    """Tight tolerances stop with a hint; following it gives gradient descent in tiny steps."""
     loss, params = small_network("cross_entropy", "relu", sizes=(30, 8, 1))
     flow, times = negative_gradient_flow(loss), np.array([1.0, 3.0])
     tight = pfcore.integrate(flow, params, times)
@@ -186,7 +186,7 @@ def test_kinks_of_relu():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("make", [negative_gradient_flow, lambda loss: principal_flow(loss, 0.1)])
-def test_params_of_16_bits_are_followed_in_single_precision(make, dtype):
+def test_16_bit_params_are_integrated_in_single_precision(make, dtype):
     """E = x²: gradient flow is exp(−2t), and the principal flow (1 − 2h)^(t/h)."""
     flow, times = make(lambda p: jnp.sum(p["x"] ** 2)), np.linspace(0, 1, 5)
     path = pfcore.integrate(flow, {"x": jnp.ones(1, dtype)}, times)
@@ -233,7 +233,7 @@ for flow, factor in (
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["rank", "nan", "dtype"])
 def test_strict_settings_of_jax(setting):
-    """In a process of its own: closed forms, of gradient descent and of the principal flow."""
+    """Closed forms of gradient descent and of the principal flow, in a separate process."""
     ran = subprocess.run(
         [sys.executable, "-c", STRICT, setting],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -246,7 +246,7 @@ def test_strict_settings_of_jax(setting):
 
 
 def test_any_flow_with_more_state_than_parameters():
-    """A flow of the user's own: position and velocity of a spring."""
+    """A user-defined flow: position and velocity of a spring."""
     spring = Flow(
         init=lambda p: (p, jnp.zeros_like(p)),
         vector_field=lambda t, s: (s[1], -s[0]),
@@ -308,7 +308,7 @@ def test_stepped_flow_under_jit_and_vmap():
     assert steps.tolist() == [2, 4]
 
 
-def test_stepped_flow_refuses_a_solver():
+def test_stepped_flow_rejects_a_solver():
     with pytest.raises(ValueError, match="its own steps"):
         pfcore.integrate(decaying(), START, [1.0], solver=diffrax.Tsit5())
 
@@ -380,7 +380,7 @@ def test_state_of_many_arrays_and_dtypes():
 
 
 def test_compiled_program_calls_nothing_on_the_host():
-    """JAX's compilation cache keeps no program that does."""
+    """JAX's compilation cache stores no program with host callbacks."""
 
     def end(x):
         return pfcore.integrate(pfcore.flows.principal_flow(QUADRATIC, 0.9), x, [1.0]).params
@@ -409,17 +409,17 @@ def test_derivative_through_the_integration():
         ([0.0], "past 0"),
     ],
 )
-def test_refuses_times(times, message):
+def test_rejects_invalid_times(times, message):
     with pytest.raises(ValueError, match=message):
         pfcore.integrate(negative_gradient_flow(QUADRATIC), START, times)
 
 
 @pytest.mark.parametrize("options", [{"rtol": 0.0}, {"atol": -1.0}, {"rtol": float("nan")}])
-def test_refuses_tolerances(options):
+def test_rejects_invalid_tolerances(options):
     with pytest.raises(ValueError, match="tol"):
         pfcore.integrate(negative_gradient_flow(QUADRATIC), START, [1.0], **options)
 
 
-def test_refuses_max_steps():
+def test_rejects_invalid_max_steps():
     with pytest.raises(ValueError, match="max_steps"):
         pfcore.integrate(negative_gradient_flow(QUADRATIC), START, [1.0], max_steps=0)

@@ -1,4 +1,4 @@
-"""One battery for every learning rate, and what each of them promises."""
+"""Contract tests for every learning rate, and tests of each formula."""
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,10 @@ def method(request):
     return METHODS[request.param]
 
 
-# ---- the battery
+# ---- contract tests
 
 
-def test_descends_and_says_its_rate(method):
+def test_descends_and_reports_its_rate(method):
     params = jnp.array([1.0, -1.0, 0.5])
     updates, state = one_step(method(), quartic, params)
     gradient = jax.grad(quartic)(params)
@@ -63,8 +63,8 @@ def test_structure_and_dtypes_are_kept(method, x64):
     assert state.learning_rate.dtype == jnp.float32
 
 
-def test_the_state_has_one_form(method):
-    """What scan and checkpoints need: no update changes shapes or dtypes."""
+def test_the_state_keeps_shapes_and_dtypes(method):
+    """As scan and checkpoints require: no update changes shapes or dtypes."""
     tx, params = method(), jnp.array([1.0, -1.0, 0.5])
     before = tx.init(params)
     _, after = one_step(tx, quartic, params)
@@ -73,7 +73,7 @@ def test_the_state_has_one_form(method):
         assert a.shape == b.shape and a.dtype == b.dtype
 
 
-def test_one_compilation_serves_all_steps_and_the_loop_is_the_loop(method):
+def test_compiles_once_and_scan_equals_a_python_loop(method):
     tx, start = method(), jnp.array([1.0, -1.0, 0.5])
     traced = 0
 
@@ -100,7 +100,7 @@ def test_one_compilation_serves_all_steps_and_the_loop_is_the_loop(method):
 
 
 @pytest.mark.parametrize("missing", ["loss_fn", "params"])
-def test_what_is_missing_is_named(method, missing):
+def test_the_error_names_the_missing_argument(method, missing):
     tx, params = method(), jnp.ones(3)
     given = {"params": params, "loss_fn": quartic}
     given[missing] = None
@@ -126,7 +126,7 @@ def test_no_curvature(method):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_moves_nothing(method, bad):
+def test_non_finite_values_give_a_zero_update(method, bad):
     tx, params = method(), jnp.array([1.0, -1.0, 0.5])
     update = jax.jit(
         lambda s, factor: tx.update(
@@ -138,7 +138,7 @@ def test_what_is_not_finite_moves_nothing(method, bad):
     )
     updates, state = update(tx.init(params), jnp.float32(bad))
     assert state.learning_rate == 0 and np.all(updates == 0)
-    # and the next batch finds it in working order
+    # and the next batch works again
     for _ in range(3):
         updates, state = update(state, jnp.float32(1.0))
     assert state.learning_rate > 0 and np.all(np.isfinite(updates))
@@ -187,7 +187,7 @@ def test_after_momentum(scaling):
     assert gentle(params) < 0.3 * start
 
 
-def test_options_that_change_in_training():
+def test_injected_options_may_change_in_training():
     """inject_hyperparams: the options are then traced numbers in the state."""
     for method, options in (
         (learning_rates.dal, {"power": 1.0, "max_learning_rate": 0.01}),
@@ -220,7 +220,7 @@ def test_with_flax():
     assert loss(nnx.state(model, nnx.Param)) < 0.5 * before
 
 
-# ---- what each promises
+# ---- formulas
 
 
 def test_dal_against_its_formula(x64):
@@ -250,7 +250,7 @@ def test_the_smooth_cap_against_its_formula(power, h_max, x64):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
 def test_averages_are_taken_of_both_norms(scale, x64):
-    """Against the two averages of dense products, over losses of very different gradients."""
+    """Against the two averages of dense products, for losses with very different gradients."""
     hessians = [np.diag([1.0, 9.0]), np.diag([4.0, 0.5]), np.diag([0.1, 2.0])]
     tx, decay = learning_rates.scale_by_dal(decay=0.8, max_learning_rate=1e300), 0.8
     params = jnp.array([1.0, 0.3])
@@ -273,7 +273,7 @@ def test_averages_are_taken_of_both_norms(scale, x64):
         np.testing.assert_allclose(state.learning_rate, 2 / (above / below * scale), rtol=1e-10)
 
 
-def test_one_bad_batch_does_not_spoil_the_average():
+def test_a_bad_batch_leaves_the_average_unchanged():
     tx, params = learning_rates.scale_by_dal(decay=0.9), jnp.array([1.0, -1.0, 0.5])
     good = jax.grad(quartic)(params)
     _, state = tx.update(good, tx.init(params), params, loss_fn=quartic)
@@ -335,7 +335,7 @@ def test_exact_and_finite_difference_agree():
     np.testing.assert_allclose(difference.curvature, exact.curvature, rtol=2e-2)
 
 
-def test_refreshing_now_and_then():
+def test_refresh_every():
     tx = learning_rates.dal(refresh_every=3)
     params = jnp.array([1.0, -1.0, 0.5])
     state = tx.init(params)
@@ -364,7 +364,7 @@ def test_cdat_against_its_formula(x64):
     np.testing.assert_allclose(state.learning_rate, 1.5 * slope / bend, rtol=1e-9)
     np.testing.assert_allclose(state.slope, 0.1 * slope, rtol=1e-9)
     np.testing.assert_allclose(state.curvature, bend / (u @ u), rtol=1e-9)
-    # uphill: a slope of zero, which only the average softens
+    # uphill: a slope of zero, smoothed by the average
     _, after = tx.update(jax.tree.map(jnp.negative, direction), state, params, loss_fn=loss)
     expected = 1.5 * 0.09 * slope / (0.09 * bend + 0.1 * bend)
     np.testing.assert_allclose(after.learning_rate, expected, rtol=1e-9)
@@ -380,7 +380,7 @@ def test_sharpness_against_the_dense_spectrum(x64):
     assert state.converged and state.num_products <= 200
 
 
-def test_sharpness_starts_where_it_was(x64):
+def test_sharpness_search_is_warm_started(x64):
     loss, params = small_network()
     tx = learning_rates.scale_by_sharpness(tolerance=1e-4, max_products=200)
     grads = jax.grad(loss)(params)
@@ -403,6 +403,6 @@ def test_sharpness_starts_where_it_was(x64):
         (lambda: learning_rates.sharpness_rate(max_products=1), "max_products must be at least 2"),
     ],
 )
-def test_options_out_of_range(call, message):
+def test_options_out_of_range_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()

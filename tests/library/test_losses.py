@@ -167,7 +167,7 @@ def images(num_samples):
 
 @functools.cache
 def compiled(num_samples, microbatch, derivative):
-    """The gradient's or the Hessian product's program, and what to call it with."""
+    """The compiled gradient or Hessian product, and its arguments."""
     loss, params = full_batch(
         conv_net(), *images(num_samples), kind="cross_entropy", microbatch=microbatch
     )
@@ -189,7 +189,7 @@ def test_microbatches_bound_the_memory_of_a_convolutional_network(derivative):
 
 
 @pytest.mark.parametrize("derivative", ["gradient", "product"])
-def test_microbatches_change_nothing_of_a_convolutional_network(derivative):
+def test_microbatches_give_the_same_numbers_for_a_convolutional_network(derivative):
     (split, arguments), (whole, _) = (compiled(256, m, derivative) for m in (16, None))
     expected = flatten(whole(*arguments))
     difference = np.linalg.norm(flatten(split(*arguments)) - expected)
@@ -200,7 +200,7 @@ def test_microbatches_change_nothing_of_a_convolutional_network(derivative):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs, encoding", [(1, 1), (1, 2), (4, 1), (4, 2)])
 def test_data_may_be_arguments_of_a_compiled_function(outputs, encoding, kind, microbatch):
-    """Of either encoding: the same as with data that are known beforehand."""
+    """In either encoding: the same as with concrete data."""
     inputs, targets = data(outputs)[0], data(outputs)[encoding]
     model = network(outputs)
 
@@ -232,10 +232,10 @@ def test_shapes_are_checked_before_values_are_known():
     ):
         with pytest.raises(ValueError, match=message):
             jax.jit(build)(inputs, targets)
-    # Values themselves are taken on trust there, and nowhere else.
+    # Values are not checked under tracing.
     assert jnp.isfinite(jax.jit(build)(inputs, classes + 1))
     wrong = classes + 1
-    for wrap in (lambda f: f, jax.jit):  # a compiled function knows the values of what is outside
+    for wrap in (lambda f: f, jax.jit):  # closed-over values are concrete
         with pytest.raises(ValueError, match="from 1 to 2"):
             wrap(lambda: build(inputs, wrong))()
     with pytest.raises(ValueError, match="probabilities"):
@@ -243,7 +243,7 @@ def test_shapes_are_checked_before_values_are_known():
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])
-def test_batch_statistics_are_not_split(norm):
+def test_microbatches_of_batch_statistics_are_rejected(norm):
     if norm is None:
         model = nnx.BatchNorm(64, use_running_average=False, rngs=nnx.Rngs(0))
         inputs = targets = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
@@ -256,7 +256,7 @@ def test_batch_statistics_are_not_split(norm):
 
 
 class SaysWhen(nnx.Module):
-    """Batch normalisation in a mode that the call chooses, whatever its constructor was told."""
+    """Batch normalisation whose mode is set in the call, not in the constructor."""
 
     def __init__(self, running, told):
         self.norm = nnx.BatchNorm(FEATURES, use_running_average=told, rngs=nnx.Rngs(0))
@@ -268,7 +268,7 @@ class SaysWhen(nnx.Module):
 
 
 @pytest.mark.parametrize("told", [False, True, None])
-def test_what_counts_is_how_batch_normalisation_is_called(told):
+def test_batch_statistics_are_detected_by_the_call(told):
     inputs = data(1)[0].astype(np.float32)
     targets = np.zeros_like(inputs)
     with pytest.raises(ValueError, match="statistics of each microbatch"):
@@ -278,7 +278,7 @@ def test_what_counts_is_how_batch_normalisation_is_called(told):
     assert float(loss(params)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_other_normalisations_are():
+def test_other_normalisations_may_be_split():
     model, (inputs, targets) = conv_net("group"), images(6)
     whole, params = full_batch(model, inputs, targets, kind="mse")
     parts, _ = full_batch(model, inputs, targets, kind="mse", microbatch=4)
@@ -319,13 +319,13 @@ def test_accuracy_of_one_output_has_a_threshold():
 
 
 @pytest.mark.parametrize("outputs", [1, 4])
-def test_outputs_that_are_no_numbers_are_wrong(outputs):
-    """Even where every class is the one that comparisons with NaN would name."""
+def test_nan_outputs_count_as_wrong(outputs):
+    """Even if every class is the one that comparisons with NaN would give."""
     share, params = accuracy(network(outputs), data(outputs)[0], np.zeros(N, int))
     assert float(share(jax.tree.map(lambda x: jnp.nan * x, params))) == 0
 
 
-def test_accuracy_refuses_what_the_loss_does():
+def test_accuracy_rejects_the_same_arguments_as_the_loss():
     inputs, classes, _ = data(2)
     with pytest.raises(ValueError, match=f"{N} inputs but {N - 1} targets"):
         accuracy(network(2), inputs, classes[1:])
@@ -336,8 +336,8 @@ def test_accuracy_refuses_what_the_loss_does():
 
 
 @pytest.mark.parametrize("microbatch", [None, 2])
-def test_large_logits_are_no_trouble(microbatch):
-    """A logit that is off by Δ costs Δ, with slope 1; one that is right by Δ costs nothing."""
+def test_large_logits(microbatch):
+    """A logit that is wrong by Δ costs Δ, with slope 1; one that is right by Δ costs nothing."""
     model = MLP((1, 2), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     inputs = np.array([[1e3], [-1e3], [1e3]])
     loss, params = full_batch(model, inputs, [0, 0, 1], kind="cross_entropy", microbatch=microbatch)
@@ -379,7 +379,7 @@ class Shifted(nnx.Module):
         return x - self.shift + self.bias
 
 
-def test_what_is_no_parameter_stays_as_it_was():
+def test_non_parameters_are_frozen():
     model = Shifted()
     inputs, _, _ = data(1)
     loss, params = full_batch(model, inputs, np.zeros((N, FEATURES)), kind="mse")
@@ -389,7 +389,7 @@ def test_what_is_no_parameter_stays_as_it_was():
     assert float(loss(params)) == pytest.approx(expected, rel=1e-13)
 
 
-def test_state_that_a_call_updates_is_updated_in_a_copy():
+def test_state_updated_by_a_call_is_copied():
     """Statistics of the batch: the same loss at every call, compiled or not."""
     model = nnx.BatchNorm(FEATURES, use_running_average=False, rngs=nnx.Rngs(0))
     inputs = data(1)[0].astype(np.float32)
@@ -420,12 +420,12 @@ def test_state_that_a_call_updates_is_updated_in_a_copy():
         (1, [[-0.5]] * N, "cross_entropy", "probabilities"),
     ],
 )
-def test_targets_that_do_not_fit(outputs, targets, kind, message):
+def test_mismatched_targets_are_rejected(outputs, targets, kind, message):
     with pytest.raises(ValueError, match=message):
         full_batch(network(outputs), data(2)[0], targets, kind=kind)
 
 
-def test_other_refusals():
+def test_other_invalid_arguments_are_rejected():
     inputs, classes, _ = data(2)
     with pytest.raises(ValueError, match="microbatch must be at least 1, got 0"):
         full_batch(network(2), inputs, classes, kind="mse", microbatch=0)
@@ -435,7 +435,7 @@ def test_other_refusals():
         full_batch(network(2), inputs[:0], classes[:0], kind="mse")
 
 
-def test_non_finite_data_is_met_before_training():
+def test_non_finite_data_is_detected_before_training():
     inputs, classes, _ = data(2)
     loss, params = full_batch(network(2), np.full_like(inputs, np.nan), classes, kind="mse")
     with pytest.raises(ValueError, match="nan"):
@@ -567,7 +567,7 @@ KEPT = np.arange(5) < np.array([5, 3, 1, 4, 5, 2, 5])[:, None]
 @pytest.mark.parametrize("microbatch", [None, 3])
 @pytest.mark.parametrize("kept", [None, KEPT, KEPT.astype(int)], ids=["all", "bools", "ones"])
 def test_a_class_for_each_token(kept, microbatch):
-    """The mean over the positions that count, whatever stands at the others."""
+    """The mean over unmasked positions, whatever the others hold."""
     model, counts = Tagger(), np.ones_like(KEPT) if kept is None else KEPT
     targets = np.where(counts, TAGS, -100)
     loss, params = full_batch(
@@ -646,7 +646,7 @@ def test_a_weight_counts_a_sample_as_often(kind, microbatch):
         )
         return loss(params)
 
-    # The mask leaves out what the weights do; the values of both are not known.
+    # The mask excludes the same samples as the weights; both are traced.
     traced = (jnp.asarray(x) for x in (inputs, classes, np.maximum(weights, 1), weights > 0))
     assert float(compiled(params, *traced)) == pytest.approx(float(wanted(params)), rel=1e-13)
 
@@ -673,7 +673,7 @@ def test_weights_of_positions():
         ({"rngs": "dropout"}, TypeError, r"'dropout'.*nnx\.Rngs\(0\)"),
     ],
 )
-def test_options_that_do_not_fit(options, error, message):
+def test_mismatched_options_are_rejected(options, error, message):
     with pytest.raises(error, match=message):
         full_batch(network(2), *data(2)[:2], kind="mse", **options)
 
@@ -688,13 +688,13 @@ def test_options_that_do_not_fit(options, error, message):
         (TAGS - 100, r"from -100.*mask="),
     ],
 )
-def test_targets_that_do_not_fit_sequences(targets, message):
+def test_mismatched_sequence_targets_are_rejected(targets, message):
     with pytest.raises(ValueError, match=message):
         full_batch(Tagger(), TOKENS, targets, kind="cross_entropy")
 
 
 class Returning(nnx.Module):
-    """A model that returns what a function makes of its outputs."""
+    """A model that applies a function to its outputs."""
 
     def __init__(self, what):
         self.layer, self.what = nnx.Linear(FEATURES, 1, rngs=nnx.Rngs(0)), what
@@ -714,7 +714,7 @@ class Returning(nnx.Module):
         (nnx.List([nnx.Param(jnp.ones(2))]), TypeError, "cannot be called"),
     ],
 )
-def test_models_that_are_none(model, error, message):
+def test_invalid_models_are_rejected(model, error, message):
     inputs = data(1)[0].astype(np.float32)
     with pytest.raises(error, match=message):
         full_batch(model, inputs, np.zeros(N), kind="mse")
@@ -730,7 +730,7 @@ def dropping(rate=0.5):
 
 
 class RandomStart(nnx.Module):
-    """A recurrence that starts anywhere."""
+    """A recurrence with a random initial state."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -743,7 +743,7 @@ class RandomStart(nnx.Module):
 
 
 class GivenRngs(nnx.Module):
-    """Dropout that is given its random numbers at the call."""
+    """Dropout that receives its random numbers in the call."""
 
     def __init__(self):
         self.layer, self.dropout = nnx.Linear(FEATURES, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)
@@ -787,11 +787,11 @@ def test_random_numbers_of_a_sample_do_not_depend_on_the_microbatch(name):
             of(4, model, None)
     assert np.abs(of(4, model, nnx.Rngs(8)) - whole).max() > 1e-3  # other numbers
     rngs.dropout()
-    assert np.abs(of(4, model, rngs) - whole).max() > 1e-3  # and of what was drawn, the next ones
-    assert int(rngs.default.count[...]) == 1  # of which `full_batch` takes none
+    assert np.abs(of(4, model, rngs) - whole).max() > 1e-3  # the next numbers of the stream
+    assert int(rngs.default.count[...]) == 1  # `full_batch` draws none
 
 
-def test_dropout_that_is_switched_off_is_split():
+def test_dropout_in_evaluation_mode_may_be_split():
     model = dropping()
     model.eval()
     whole, params = full_batch(model, *data(4)[:2], kind="cross_entropy")
@@ -800,7 +800,7 @@ def test_dropout_that_is_switched_off_is_split():
         assert float(parts(params)) == pytest.approx(float(whole(params)), rel=1e-6)
 
 
-def test_masks_are_independent_and_as_frequent_as_asked():
+def test_dropout_masks_are_independent_with_the_requested_rate():
     """A rate of 0.3 on ones: 0 in 30 % of 80,000 places, else 1/0.7, not alike between samples."""
 
     class Ones(nnx.Module):
@@ -843,8 +843,8 @@ def test_masks_are_independent_and_as_frequent_as_asked():
 
 @pytest.mark.parametrize("microbatch", [None, 4])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_parameters_of_16_bits_have_a_loss_in_single_precision(dtype, microbatch):
-    """The same outputs of the network, averaged in numpy in double precision."""
+def test_16_bit_parameters_have_a_loss_in_single_precision(dtype, microbatch):
+    """The same network outputs, averaged in NumPy in double precision."""
     model = MLP((FEATURES, 4), param_dtype=dtype, rngs=nnx.Rngs(0))
     inputs, _, columns = data(4)
     loss, params = full_batch(model, inputs, columns, kind="mse", microbatch=microbatch)
@@ -852,7 +852,7 @@ def test_parameters_of_16_bits_have_a_loss_in_single_precision(dtype, microbatch
     expected = 0.5 * np.mean(np.sum((outputs - columns) ** 2, axis=1))
     assert loss(params).dtype == jnp.float32
     assert float(loss(params)) == pytest.approx(expected, rel=1e-6)
-    # Cast, as whatever computes in single precision does, the network computes in it, too.
+    # With parameters cast to single precision, the network computes in it too.
     single = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     exact = inputs @ np.asarray(single["layers"][0]["kernel"], float)
     exact = exact + np.asarray(single["layers"][0]["bias"], float)

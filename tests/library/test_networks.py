@@ -36,7 +36,7 @@ ANALYTIC = ("tanh", "sigmoid", "softplus", "gelu", "silu", "identity")
 DEEP = {VGG11: (32, 32, 1), ResNet18: (8, 8, 1)}
 
 
-# Compiling takes nearly all of these tests' time.
+# These tests spend nearly all of their time compiling.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -49,7 +49,7 @@ def numpy_forward(model, inputs, activation):
 
 
 def randomised(model, seed=0):
-    """The same network with biases that are not zero."""
+    """The same network with nonzero biases."""
     rng = np.random.default_rng(seed)
     for layer in model.layers:
         layer.bias[...] = jnp.asarray(rng.normal(size=layer.bias.shape), layer.bias.dtype)
@@ -146,14 +146,14 @@ def test_softplus_at_complex_arguments(x64):
 
 
 def test_relu_has_no_continuation():
-    """Not analytic: the flows with complex states must be able to tell, and refuse it."""
+    """Not analytic: flows with complex states must detect and reject it."""
     model = MLP((2, 3, 1), activation="relu", rngs=nnx.Rngs(0))
     loss, params = pfcore.losses.full_batch(model, np.ones((4, 2)), np.ones((4, 1)), kind="mse")
     with pytest.raises(ValueError, match="analytic"):
         pfcore.flows.principal_flow(loss, 0.1).init(params)
 
 
-def test_float64_without_x64_is_refused():
+def test_float64_without_x64_is_rejected():
     with pytest.raises(ValueError, match=r"float64.*jax_enable_x64"):
         MLP((2, 1), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
 
@@ -169,7 +169,7 @@ def test_float64_without_x64_is_refused():
         ((3, 1), "swash", ValueError, "'swash'.*tanh.*or pass a function"),
     ],
 )
-def test_refusals(sizes, activation, error, message):
+def test_invalid_mlps_are_rejected(sizes, activation, error, message):
     with pytest.raises(error, match=message):
         MLP(sizes, activation=activation, rngs=nnx.Rngs(0))
 
@@ -179,7 +179,7 @@ def conv_net(image_shape=(8, 4, 2), channels=(3, 5), dtype=jnp.float64, **kwargs
 
 
 def test_conv_net_against_xla_convolutions(x64):
-    """The same with `jax.lax.conv_general_dilated` in place of patches, written out."""
+    """An explicit version with `jax.lax.conv_general_dilated` in place of patches."""
     model = conv_net()
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 4, 2)))
     x = inputs
@@ -195,11 +195,11 @@ def test_conv_net_against_xla_convolutions(x64):
     np.testing.assert_allclose(model(inputs), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_conv_net_counts_its_parameters(x64):
+def test_conv_net_parameter_count(x64):
     assert num_params(conv_net()) == 19 * 3 + 28 * 5 + 11 * 4
 
 
-def test_conv_net_refusals():
+def test_invalid_conv_nets_are_rejected():
     with pytest.raises(ValueError, match=r"2 once for each block that pools, got \(8, 6, 1\)"):
         ConvNet((8, 6, 1), (2, 2), 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"pool says \(True,\) for 2 block\(s\)"):
@@ -230,7 +230,7 @@ def conv(kernel_size=3, stride=1, **options):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_both_convolutions_are_one(x64, kernel_size, stride):
+def test_both_convolution_implementations_agree(x64, kernel_size, stride):
     """In value, gradient and Hessian product, for even and odd sizes of images."""
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 5, 2)))
 
@@ -262,7 +262,7 @@ def test_convolution_follows_the_backend(monkeypatch, backend, dtype, native):
     assert ("conv_general_dilated" in str(jaxpr)) == native
 
 
-def test_convolution_refusals():
+def test_invalid_convolutions_are_rejected():
     with pytest.raises(
         ValueError, match="kernel_size must be 1 or 3 and stride 1 or 2, got 5 and 1"
     ):
@@ -272,7 +272,7 @@ def test_convolution_refusals():
 
 
 def deep(network, norm="none", width=2, dtype=jnp.float64, **options):
-    # XLA compiles its own convolutions sooner than patches.
+    # XLA compiles its own convolutions faster than patches.
     options = {"implementation": "native", **options}
     return network(
         DEEP[network], 10, width=width, norm=norm, param_dtype=dtype, rngs=nnx.Rngs(0), **options
@@ -280,7 +280,7 @@ def deep(network, norm="none", width=2, dtype=jnp.float64, **options):
 
 
 def convolved(x, conv, kernel_size, stride=1):
-    """XLA's convolution and then the normalisation, written out."""
+    """XLA's convolution followed by an explicit normalisation."""
     kernel = conv.linear.kernel[...].reshape(kernel_size, kernel_size, x.shape[-1], -1)
     x = jax.lax.conv_general_dilated(
         x,
@@ -361,7 +361,7 @@ VGG = (
         (VGG11, "batch", VGG + 64 + 128 + 2 * 256 + 4 * 512),
     ],
 )
-def test_deep_networks_count_their_parameters(network, norm, count):
+def test_deep_network_parameter_counts(network, norm, count):
     shapes = nnx.eval_shape(lambda: network((32, 32, 3), 10, norm=norm, rngs=nnx.Rngs(0)))
     assert num_params(shapes) == count
 
@@ -512,7 +512,7 @@ def test_curvature_against_differences_of_gradients(x64, network, norm):
     assert error < 1e-5 * np.linalg.norm(differences)
 
 
-def test_deep_network_refusals():
+def test_invalid_deep_networks_are_rejected():
     with pytest.raises(ValueError, match=r"block that pools, got \(28, 28, 1\) for 5 such"):
         VGG11((28, 28, 1), 10, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):

@@ -33,7 +33,7 @@ def test_formulas(name, point, value):
 
 
 @every
-def test_domain_and_minima_have_the_shapes_promised(objective):
+def test_domain_and_minima_have_the_documented_shapes(objective):
     dimension = len(objective.domain)
     assert objective.domain.shape == (dimension, 2)
     assert objective.minima.shape[1:] == (dimension,)
@@ -99,7 +99,7 @@ def test_values_at_real_and_complex_arguments_agree(objective):
 
 
 @every
-def test_holomorphic_gradient_is_cauchys(objective):
+def test_holomorphic_gradient_equals_cauchys_integral(objective):
     """∂_i E(θ) is the mean of E(θ + r e^{iφ} e_i) e^{−iφ}/r over a circle; a polynomial of degree
     below the number of points makes it exact, the cosine's remainder is r³²/33!."""
     circle, radius = np.exp(2j * np.pi * np.arange(32) / 32), 0.5
@@ -116,8 +116,8 @@ def test_holomorphic_gradient_is_cauchys(objective):
 
 
 @every
-def test_real_gradient_is_the_complex_steps(objective):
-    """Im E(θ + iε e_j)/ε has no cancellation, so that ε may be tiny."""
+def test_real_gradient_equals_the_complex_step_derivative(objective):
+    """Im E(θ + iε e_j)/ε has no cancellation, so ε may be tiny."""
     for point in points(objective, 3):
         expected = [
             objective(jnp.asarray(point + 1e-30j * e)).imag / 1e-30 for e in np.eye(len(point))
@@ -172,7 +172,7 @@ def test_quadratic_form_without_a_strict_minimum_lists_none(matrix):
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
-def test_scaled_refuses_what_is_no_scale(factor):
+def test_scaled_rejects_invalid_factors(factor):
     with pytest.raises(ValueError, match=f"positive and finite, got {factor!r}"):
         objectives.banana.scaled(factor)
 
@@ -189,6 +189,6 @@ def test_scaled_refuses_what_is_no_scale(factor):
         ([[1.0]], [float("inf")], "finite, got"),
     ],
 )
-def test_quadratic_form_refuses(matrix, vector, message):
+def test_quadratic_form_rejects_invalid_arguments(matrix, vector, message):
     with pytest.raises(ValueError, match=message):
         quadratic_form(matrix, vector)

@@ -1,4 +1,4 @@
-"""Closures that compute the same share what is compiled, and nothing holds their data."""
+"""Closures that compute the same share compiled programs, which hold no data."""
 
 import gc
 import logging
@@ -20,7 +20,7 @@ X = jnp.linspace(-1.0, 1.0, 5)
 
 def rate(make):
     def call(loss):
-        tx = make()  # the gradient would be the user's to compile
+        tx = make()  # compiling the gradient is up to the user
         return tx.update(X, tx.init(X), X, loss_fn=loss)[1].learning_rate
 
     return call
@@ -64,13 +64,13 @@ def relu_network(data):
 
 @pytest.fixture
 def compilations(caplog):
-    """How many programs XLA was given."""
+    """How many programs XLA compiled."""
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         yield lambda: sum("Finished XLA compilation" in r.getMessage() for r in caplog.records)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_closures_over_new_data_neither_compile_nor_hold_it(name, compilations):
+def test_closures_over_new_data_do_not_compile_or_hold_data(name, compilations):
     rng, alive, counts = np.random.default_rng(0), [], []
     for _ in range(3):
         data = jnp.asarray(rng.normal(size=(30, 5)), jnp.float32)
@@ -137,7 +137,7 @@ def test_a_full_batch_loss_is_traced_once_and_let_go():
         )
 
 
-def test_what_differs_is_told_apart():
+def test_different_programs_are_distinguished():
     """Other constants, operations, shapes and custom rules are other programs."""
 
     def code(function, x=X):
@@ -155,8 +155,8 @@ def test_what_differs_is_told_apart():
     assert code(lambda x: x[1:3]) != code(lambda x: x[2:4])
 
 
-def test_custom_rules_that_differ_give_their_own_hessians():
-    """Two functions with equal values and other derivatives share nothing."""
+def test_different_custom_rules_give_different_hessians():
+    """Two functions with equal values and different derivatives share no program."""
 
     def squared(slope):
         @jax.custom_jvp
@@ -170,7 +170,7 @@ def test_custom_rules_that_differ_give_their_own_hessians():
         np.testing.assert_allclose(curvature.spectrum(squared(slope), X), slope, rtol=1e-6)
 
 
-def test_program_is_remembered_as_long_as_its_function():
+def test_a_program_is_cached_while_its_function_is_alive():
     made = []
 
     def loss(x):
@@ -183,7 +183,7 @@ def test_program_is_remembered_as_long_as_its_function():
 
 
 @pytest.mark.parametrize("name", ["hvp", "spectrum", "dal", "cdat", "sharpness_rate"])
-def test_loss_that_reads_another_batch_is_not_taken_from_memory(name):
+def test_a_loss_that_reads_another_batch_is_not_cached(name):
     """One function object, without `jax.jit`, and a variable that it reads changes."""
     scale = {"now": 1.0}
 

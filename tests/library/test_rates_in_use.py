@@ -1,4 +1,4 @@
-"""Learning rates as they are used: scaled, in 16 bits, frozen, scheduled, replicated, composed."""
+"""Learning rates in use: scaled, in 16 bits, frozen, scheduled, replicated, composed."""
 
 import functools
 import re
@@ -40,7 +40,7 @@ def quadratic(x):
 
 
 def rate_along(name, hessian, g, u):
-    """What each method's rate should be at its first update, unbounded, from dense numbers."""
+    """The expected first rate of each method, unbounded, from dense computations."""
     if name in ("dal", "difference"):
         return 2 / (np.linalg.norm(hessian @ u) / np.linalg.norm(u))
     if name == "cdat":
@@ -124,7 +124,7 @@ def test_cdat_averages_over_scales():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [1.0, 300.0])
 def test_16_bits(name, dtype, size):
-    """In float16 the square of a gradient of 256 is infinite; in bfloat16 a step of 1 % is none."""
+    """In float16 256² overflows; in bfloat16 a relative step of 1 % is lost."""
     x = jnp.asarray(size * START, dtype)
     g = jax.grad(quadratic)(x)
     tx = unbounded(name)
@@ -143,7 +143,7 @@ def test_16_bits(name, dtype, size):
     assert all(a.dtype == b.dtype for a, b in zip(tx.init(x), state, strict=True))
 
 
-def test_a_loss_that_refuses_float32_says_so(name):
+def test_the_error_for_a_loss_without_float32_is_clear(name):
     data = jnp.ones(5, jnp.bfloat16)
     loss = lambda x: jnp.sum(jax.lax.mul(x, data))  # noqa: E731
     x, tx = jnp.ones(5, jnp.bfloat16), METHODS[name]()
@@ -155,7 +155,7 @@ def test_a_loss_that_refuses_float32_says_so(name):
 
 
 class Direction:
-    """What reached a rate."""
+    """The updates that a rate received."""
 
     def __init__(self, scaling):
         self.scaling, self.seen = scaling, []
@@ -225,8 +225,8 @@ def test_a_difference_costs_one_gradient_in_a_compiled_step():
     assert flops(step, params, tx.init(params)) < 2.5 * one
 
 
-def test_a_step_that_rounding_would_lose():
-    """Parameters of 10⁶, where single precision knows no hundredths."""
+def test_difference_step_is_larger_than_machine_epsilon():
+    """Parameters of 10⁶, where single precision does not resolve 0.01."""
     x = jnp.asarray(1e6 * START, jnp.float32)
     _, state = METHODS["difference"]().update(
         jax.grad(quadratic)(x), METHODS["difference"]().init(x), x, loss_fn=quadratic
@@ -243,12 +243,12 @@ def square(x):
     return x**2
 
 
-# As many are written: the rule calls the function, which forward mode refuses.
+# A common form: the rule calls the function, which forward mode does not support.
 square.defvjp(lambda x: (square(x), x), lambda x, g: (2 * x * g,))
 
 
-def test_a_loss_that_refuses_forward_mode(name):
-    """A difference takes gradients alone, a product goes backwards twice."""
+def test_a_loss_without_forward_mode(name):
+    """A finite difference needs only gradients, a product is reverse over reverse."""
     loss = lambda x: jnp.sum(square(jnp.asarray(HESSIAN, x.dtype) @ x))  # noqa: E731
     x = jnp.asarray(START, jnp.float32)
     tx = unbounded(name)
@@ -277,7 +277,7 @@ opaque_derivative.defvjp(_refused, _refused)
 
 
 @pytest.mark.parametrize("name", ["dal", "cdat"])
-def test_a_loss_without_a_second_derivative_says_what_to_do(name):
+def test_the_error_for_a_missing_second_derivative_suggests_a_fix(name):
     x, tx = jnp.ones(3), METHODS[name]()
     with pytest.raises(TypeError, match=r"dal\(product='finite_difference'\)"):
         tx.update(jax.grad(opaque)(x), tx.init(x), x, loss_fn=opaque)
@@ -325,13 +325,13 @@ def test_frozen_layers(name, freeze):
     )
     updates, _ = step(LAYERS, tx.init(LAYERS))
     expected = -rate_along(name, hessian, g, g) * g
-    tolerance = 0.1 if name == "difference" else 1e-4  # its step is long for a quartic
+    tolerance = 0.1 if name == "difference" else 1e-4  # its step is large for a quartic
     np.testing.assert_allclose(updates["head"], expected, rtol=tolerance)
-    if freeze != "masked":  # which hands on the gradients of what it does not train
+    if freeze != "masked":  # which passes on the gradients of untrained parameters
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates["body"]))
 
 
-def test_groups_with_rates_of_their_own():
+def test_groups_with_separate_rates():
     groups = {"train": unbounded("dal"), "freeze": unbounded("cdat")}
     tx = optax.partition(groups, LABELS)
     updates, _ = tx.update(
@@ -368,7 +368,7 @@ def test_frozen_in_16_bits_and_integers():
     np.testing.assert_allclose(updates["head"], -rate_along("dal", hessian, u, u) * u, rtol=1e-5)
 
 
-def test_frozen_layers_say_what_they_need(name):
+def test_the_error_for_frozen_layers_names_full_params(name):
     tx = FREEZING["partition"](METHODS[name]())
     grads, state = jax.grad(layered)(LAYERS), tx.init(LAYERS)
     with pytest.raises(ValueError, match=r"frozen.*\['body'\].*full_params=params"):
@@ -434,18 +434,18 @@ def test_the_page_on_frozen_layers():
     assert expected < 5.0
 
 
-# ---- groups without members, plain numbers
+# ---- empty groups, plain numbers
 
 
 @pytest.mark.parametrize("make", [lambda: {}, lambda: {"w": jnp.zeros((0, 3))}], ids=["{}", "0"])
-def test_nothing_to_train(name, make):
+def test_empty_parameters(name, make):
     tx, params = METHODS[name](), make()
     updates, state = tx.update(params, tx.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert state.num_updates == 1 and np.isfinite(state.learning_rate)
 
 
-def test_a_label_that_nothing_has(name):
+def test_an_empty_group(name):
     tx = optax.partition({"used": optax.sgd(0.1), "unused": METHODS[name]()}, {"w": "used"})
     params = {"w": jnp.ones(2)}
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
@@ -460,7 +460,7 @@ def test_plain_numbers(name):
     np.testing.assert_allclose(updates["w"], -2.0, rtol=1e-3)
 
 
-def test_integers_are_refused(name):
+def test_integers_are_rejected(name):
     with pytest.raises(TypeError, match=r"params\['w'\] has dtype int32"):
         METHODS[name]().init({"w": jnp.arange(3, dtype=jnp.int32)})
 
@@ -479,7 +479,7 @@ def test_integers_are_refused(name):
     ],
     ids=["reshaped", "renamed", "flat", "complex"],
 )
-def test_updates_unlike_the_params_are_refused(name, spoilt, error, message):
+def test_updates_unlike_the_params_are_rejected(name, spoilt, error, message):
     tx, updates = METHODS[name](), spoilt(jax.grad(layered)(LAYERS))
     with pytest.raises(error, match=message):
         tx.update(updates, tx.init(LAYERS), LAYERS, loss_fn=layered)
@@ -500,7 +500,7 @@ FACTORIES = {
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_injected_hyperparameters(factory):
-    """Every number is traced then, the counts too."""
+    """Every number is then traced, including counts."""
     tx = optax.inject_hyperparams(FACTORIES[factory])(
         max_learning_rate=optax.linear_schedule(0.01, 0.03, 2)
     )
@@ -533,7 +533,7 @@ def test_an_injected_count(factory, compiled, x64):
     np.testing.assert_allclose(state.inner_state.curvature / seen[0], 5, rtol=1e-2)
 
 
-def test_a_count_that_is_no_integer():
+def test_a_non_integer_count_is_rejected():
     tx = optax.inject_hyperparams(learning_rates.dal)(refresh_every=optax.linear_schedule(1, 9, 9))
     x = jnp.asarray(START, jnp.float32)
     with pytest.raises(TypeError, match="refresh_every must be an integer"):
@@ -543,7 +543,7 @@ def test_a_count_that_is_no_integer():
 # ---- without jit
 
 
-def test_nothing_is_compiled_anew_without_jit(caplog):
+def test_nothing_is_recompiled_without_jit(caplog):
     tx = {
         "dal": learning_rates.dal(),
         "every third": learning_rates.dal(refresh_every=3),
@@ -590,7 +590,7 @@ def test_skipped_steps_evaluate_nothing():
 # ---- batches that are not finite
 
 
-def test_after_a_bad_batch_the_next_measures_anew(name):
+def test_the_update_after_a_bad_batch_measures_again(name):
     if name == "cdat":
         pytest.skip("measures at every update")
     tx, x = METHODS[name](refresh_every=10), jnp.asarray(START, jnp.float32)
@@ -646,7 +646,7 @@ def share(x, inputs):
 
 @pytest.mark.parametrize("how", ["the loss averages", "named"])
 def test_replicas_choose_the_rate_of_the_whole_batch(name, how):
-    """What jax.pmap does with several devices, jax.vmap does with one."""
+    """jax.vmap on one device behaves as jax.pmap on several."""
     tx = unbounded(name, **({"axis_name": "i"} if how == "named" else {}))
     x = jnp.asarray(START, jnp.float32)
 
@@ -676,7 +676,7 @@ def in_a_scan(mean):
     [in_a_scan, jax.checkpoint, jax.jit, lambda f: lambda x: jax.lax.cond(x[0] < 9, f, f, x)],
     ids=["scan", "checkpoint", "jit", "cond"],
 )
-def test_a_mean_over_replicas_is_found(within):
+def test_a_mean_over_replicas_is_detected(within):
     tx, x = unbounded("dal"), jnp.asarray(START, jnp.float32)
 
     def step(inputs):
@@ -688,8 +688,8 @@ def test_a_mean_over_replicas_is_found(within):
     assert found[0] == found[1]
 
 
-def test_axes_of_the_loss_s_own_are_none_of_the_rate_s():
-    """A shard_map within the loss brings an axis that ends with it; () takes none at all."""
+def test_axes_inside_the_loss_are_ignored():
+    """A shard_map within the loss has its own axis; () ignores all axes."""
     x = jnp.asarray(START, jnp.float32)
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     within = jax.shard_map(
@@ -716,8 +716,8 @@ def test_axes_of_the_loss_s_own_are_none_of_the_rate_s():
     np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
-def test_replicas_that_share_nothing_stay_apart(name):
-    """An axis that the loss does not sum over is none of the rate's business."""
+def test_replicas_without_a_mean_have_separate_rates(name):
+    """An axis that the loss does not sum over is ignored."""
     tx, x = unbounded(name), jnp.asarray(START, jnp.float32)
 
     def step(inputs):
@@ -765,13 +765,16 @@ def test_strict_settings(name, strictly, flat):
 @pytest.mark.parametrize(
     "rising, delay",
     [
-        (lambda t: 0.5 + 2.5 * t, 0),  # gradually, seen as it overtakes
-        (lambda t: jnp.where(t > 0.5, 3.0, -0.3), 12),  # from the other end, at one step
+        (lambda t: 0.5 + 2.5 * t, 0),  # gradually, detected as it overtakes
+        (
+            lambda t: jnp.where(t > 0.5, 3.0, -0.3),
+            12,
+        ),  # from the other end, in one step
     ],
     ids=["gradually", "at once"],
 )
-def test_sharpness_sees_what_overtakes(rising, delay):
-    """100 steps, in which one eigenvalue rises past the one that is followed."""
+def test_sharpness_detects_an_overtaking_eigenvalue(rising, delay):
+    """100 steps, in which one eigenvalue overtakes the one being followed."""
     n, rng = 60, np.random.default_rng(0)
     turn = jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32)
     bulk = jnp.asarray(rng.uniform(-0.3, 0.5, n), jnp.float32)

@@ -1,4 +1,4 @@
-"""Reading the official files of MNIST and CIFAR-10: `make test-images`, with PFCORE_DATA."""
+"""Read the official files of MNIST and CIFAR-10: `make test-images`, with PFCORE_DATA."""
 
 import dataclasses
 import gzip
@@ -22,7 +22,7 @@ from pfcore.runs.problems import PROBLEMS
 
 @pytest.fixture
 def image_data() -> Path:
-    """A folder of official MNIST and CIFAR-10 files or heads of them, which PFCORE_DATA names."""
+    """The folder named by PFCORE_DATA, with official MNIST and CIFAR-10 files or their heads."""
     if not os.environ.get("PFCORE_DATA"):
         pytest.skip("needs real images: PFCORE_DATA names no folder with MNIST and CIFAR-10 files")
     folder = Path(os.environ["PFCORE_DATA"])
@@ -50,13 +50,13 @@ def test_the_official_test_file_of_mnist_is_divided_into_8000_and_2000(image_dat
     )
     assert data.train_inputs.shape == (8000, 28, 28, 1)
     assert data.test_inputs.shape == (2000, 28, 28, 1)
-    # Pixels are ink on an empty ground: digits are drawn in the middle.
+    # Pixels are ink on a blank background: digits are in the middle.
     ink = data.train_inputs - data.train_inputs.min()
     assert ink[:, 7:21, 7:21].mean() > 10 * ink[:, :3].mean()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_images_are_standardised_per_channel_by_the_samples_chosen(image_data, dtype):
+def test_images_are_standardised_per_channel_over_the_chosen_samples(image_data, dtype):
     """Against the formula in float64 on the file's own bytes."""
     data = load("cifar10", dtype=dtype, num_train=200, num_test=30)
     folder = image_data / "cifar-10-batches-bin"
@@ -107,7 +107,7 @@ def test_heads_and_whole_files_give_the_same_first_samples(image_data, tmp_path,
         np.testing.assert_array_equal(part, all_of_it[:40])
 
 
-def test_truncated_and_altered_files_are_refused(image_data, tmp_path, monkeypatch):
+def test_truncated_and_altered_files_are_rejected(image_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PFCORE_DATA", str(tmp_path))
     cut(image_data, tmp_path, 40)
     batch = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
@@ -125,7 +125,7 @@ def test_truncated_and_altered_files_are_refused(image_data, tmp_path, monkeypat
         load("mnist", split="test")
 
 
-def test_few_images_chosen_cost_no_float64_copy_of_all(image_data):
+def test_a_small_subset_needs_no_float64_copy_of_all_images(image_data):
     load("cifar10", num_train=10, num_test=10)  # imports are not counted
     files = sum(path.stat().st_size for path in image_data.glob("cifar-10-batches-bin/*.bin"))
     tracemalloc.start()
@@ -139,7 +139,7 @@ def test_few_images_chosen_cost_no_float64_copy_of_all(image_data):
 
 @pytest.mark.parametrize("name", [n for n in PROBLEMS["full"] if n != "digits-mlp"])
 def test_two_steps_of_every_full_problem_on_a_few_samples(image_data, name):
-    """The network in its full size, and the microbatches, which no quick run has."""
+    """The full-size network and its microbatches, which no quick run has."""
     problem = PROBLEMS["full"][name]
     folder = manifest.FOLDERS.get(problem.data, "cifar-10-batches-bin")
     if not (image_data / folder).is_dir():

@@ -17,7 +17,7 @@ import pytest
 from tests.library.two_processes import measurements, setting
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMEOUT = 600  # for what hangs; a loaded machine may need minutes
+TIMEOUT = 600  # for hanging processes; a loaded machine may need minutes
 
 
 def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
@@ -33,7 +33,7 @@ def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
 
 
 def outputs(*processes: subprocess.Popen) -> list[str]:
-    """What they print; if one fails or hangs, why."""
+    """The output of the processes; raises if one fails or hangs."""
     try:
         printed = [process.communicate(timeout=TIMEOUT) for process in processes]
     finally:

@@ -26,7 +26,7 @@ def test_formulas():
     np.testing.assert_allclose(coefficient("principal", z), np.log(1 - z + 0j) / z, rtol=1e-14)
 
 
-def test_principal_is_minus_one_at_zero_and_accurate_beside_it():
+def test_principal_is_minus_one_at_zero_and_accurate_nearby():
     z = np.array([0.0, 1e-12, -1e-9, 1e-5])
     series = -(1 + z / 2 + z**2 / 3)
     np.testing.assert_allclose(coefficient("principal", z), series, rtol=1e-15)
@@ -112,7 +112,7 @@ def test_regimes():
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(-3, 3).filter(lambda z: min(abs(z), abs(z - 1), abs(z - 2)) > 1e-3))
-def test_regime_is_what_gradient_descent_does(z):
+def test_regime_matches_gradient_descent(z):
     loss = pfcore.objectives.quadratic_form([[z]])
     x = np.asarray(pfcore.gradient_descent(loss, jnp.array([1.0]), 1.0, 1))[:, 0]
     name = regime(1.0, z)
@@ -155,7 +155,7 @@ def test_drift_at_a_stationary_point():
     np.testing.assert_array_equal(found.share, [0, 0])
 
 
-def test_refusals():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="sgd"):
         coefficient("sgd", 1.0)
     with pytest.raises(ValueError, match="learning_rate"):

@@ -18,7 +18,7 @@ from pfcore.losses import accuracy, full_batch
 
 
 def measure(params, direction, model, inputs, targets, microbatch):
-    """What to compare: numbers, and the losses of a run of gradient descent."""
+    """Results to compare: numbers, and the losses of a run of gradient descent."""
     loss, _ = full_batch(model, inputs, targets, kind="cross_entropy", microbatch=microbatch)
     share, _ = accuracy(model, inputs, targets, microbatch=microbatch)
     gradient = jax.grad(loss)(params)

@@ -1,4 +1,4 @@
-"""The experiment on ways to choose a learning rate, against Optax and loops written out."""
+"""The experiment on adaptive learning rates, against Optax and explicit loops."""
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def everything():
     return run(f"methods={','.join(WRITTEN_OUT)}")
 
 
-def test_every_method_is_here():
+def test_every_method_is_listed():
     assert {optimizers.read(text).name for text in WRITTEN_OUT} == set(optimizers.METHODS)
 
 
@@ -112,7 +112,7 @@ def test_against_optax(everything, text):
     tx, extras = WRITTEN_OUT[text]
     losses, params, state = written_out(tx(), extras)
     np.testing.assert_allclose(everything["loss_each_step"][index, 0], losses, rtol=2e-4)
-    # At the end the parameters that the method recommends are judged.
+    # At the end the parameters recommended by the method are evaluated.
     if text.startswith("schedule-free"):
         params = contrib.schedule_free_eval_params(state, params)
     loss, _, built = problem()
@@ -123,7 +123,7 @@ def test_against_optax(everything, text):
     assert abs(everything["num_rises"][index, 0, -1] - rises) <= (text == "prodigy")
 
 
-def test_what_is_measured():
+def test_measurements_match_their_definitions():
     found = run("methods=sgd:learning_rate=0.3", "sharpness=true")
     loss, params, built = problem()
     path = pfcore.gradient_descent(loss, params, 0.3, STEPS)
@@ -144,7 +144,7 @@ def test_what_is_measured():
     np.testing.assert_allclose(found["rate_each_step"][0, 0], 0.3, rtol=1e-6)
 
 
-def test_what_methods_cost(everything):
+def test_methods_count_their_gradients(everything):
     costs = dict(zip(WRITTEN_OUT, everything["cost"][:, 0, -1], strict=True))
     assert costs["sgd:learning_rate=0.3"] == costs["polyak"] == costs["prodigy"] == STEPS
     assert costs["dal"] == costs["cdat:scale=1:decay=0.5"] == 3 * STEPS
@@ -166,8 +166,8 @@ def test_a_budget_in_gradients():
     assert not np.any(found["diverged_at_step"] >= 0)
 
 
-def test_batches_cover_the_samples_once_a_pass_in_a_new_order():
-    """At a learning rate of next to nothing, a pass's losses average to that of all samples."""
+def test_batches_cover_the_samples_once_per_epoch_in_a_new_order():
+    """At a tiny learning rate, the losses of an epoch average to that of all samples."""
     found = run(
         "methods=sgd:learning_rate=1e-9,sgd:learning_rate=2e-9", "batch_size=16", "seeds=0,1"
     )
@@ -175,12 +175,12 @@ def test_batches_cover_the_samples_once_a_pass_in_a_new_order():
     np.testing.assert_allclose(
         each.reshape(2, 2, 3, 4).mean(axis=-1), found["loss"][..., :-1], rtol=1e-5
     )
-    assert np.all(np.ptp(each[0, 0].reshape(3, 4), axis=0) > 1e-4)  # another order in each pass
+    assert np.all(np.ptp(each[0, 0].reshape(3, 4), axis=0) > 1e-4)  # another order in each epoch
     np.testing.assert_allclose(each[0], each[1], rtol=1e-5)  # the same for every method
     assert not np.allclose(each[0, 0] / each[0, 0, 0], each[0, 1] / each[0, 1, 0], rtol=1e-3)
 
 
-def test_seeds_are_weights_of_their_own():
+def test_seeds_draw_different_weights():
     found = run("methods=sgd:learning_rate=0.3", "seeds=3,0")
     for place, seed in enumerate((3, 0)):
         built = build(configure().problem, seed=seed)
@@ -188,7 +188,7 @@ def test_seeds_are_weights_of_their_own():
         np.testing.assert_allclose(found["loss"][0, place, 0], loss(built.params), rtol=1e-6)
 
 
-def test_divergence_is_said():
+def test_divergence_is_reported():
     found = run("methods=sgd:learning_rate=0.3,sgd:learning_rate=1e25")
     assert found["diverged_at_step"][0, 0] == -1 and found.info["diverged"]
     at = found["diverged_at_step"][1, 0]
@@ -197,7 +197,7 @@ def test_divergence_is_said():
     assert np.all(np.isfinite(each[:at])) and not np.any(np.isfinite(each[at:]))
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     config = configure("methods=dal,prodigy", "each_step=false")
     plan = experiments.EXPERIMENTS["adaptive-rates"].plan(config)
     whole = experiments.run("adaptive-rates", config)
@@ -240,12 +240,12 @@ def test_labels(text, label):
         ("sharpness=maybe", "sharpness must be true or false, got 'maybe'"),
     ],
 )
-def test_settings_that_make_no_sense(change, message):
+def test_invalid_settings_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         run(change)
 
 
-def test_numbers_do_not_compile_anew():
+def test_other_numbers_do_not_recompile():
     from pfcore.experiments import adaptive_rates
 
     before = adaptive_rates._train._cache_size()
@@ -255,8 +255,8 @@ def test_numbers_do_not_compile_anew():
     assert adaptive_rates._train._cache_size() == once == before + 1
 
 
-def test_the_batch_is_what_dal_sees():
-    """The product is that of the mini-batch's loss, not of all samples'."""
+def test_dal_uses_the_loss_of_the_batch():
+    """The product is that of the mini-batch's loss, not of the full-batch loss."""
     found = run("methods=dal", "batch_size=16")
     built = build(configure().problem, seed=0)
     order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), 0), 64)[:16]
@@ -276,7 +276,7 @@ def test_the_batch_is_what_dal_sees():
 # ---- reading the records
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says():
+def test_the_confidence_interval_has_its_stated_coverage():
     draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
     mean, half_width = analysis.interval(draws)
     covered = np.mean(np.abs(mean - 3.0) <= half_width)
@@ -296,7 +296,7 @@ def test_the_best_of_those_that_did_not_diverge():
         analysis.tuned(record, ["dal"])
 
 
-def test_a_sweep_and_its_extension_are_one():
+def test_a_sweep_and_its_extension_are_merged():
     sweep = [f"sgd:learning_rate={h}" for h in ("0.1", "0.2", "0.3")]
     whole = run(f"methods={','.join(sweep)}")
     parts = [run(f"methods={','.join(part)}") for part in (sweep[:2], sweep[2:])]
@@ -309,7 +309,7 @@ def test_a_sweep_and_its_extension_are_one():
         analysis.joined(parts[0], other)
 
 
-def test_runs_at_once_are_the_runs_one_by_one(monkeypatch):
+def test_simultaneous_runs_equal_separate_runs(monkeypatch):
     config = experiments.configure(
         "adaptive-rates",
         "problem.widths=8",
@@ -329,7 +329,7 @@ def test_runs_at_once_are_the_runs_one_by_one(monkeypatch):
         np.testing.assert_allclose(together[name], array, rtol=1e-4, err_msg=name)
 
 
-def test_the_signal_is_the_share_that_is_not_noise():
+def test_the_signal_is_the_fraction_that_is_not_noise():
     tx, mean = scale_by_signal(decay=0.9), jnp.array([3.0, 4.0])
     noise = jax.random.normal(jax.random.key(0), (4000, 2)) * 5
 

@@ -21,7 +21,7 @@ from pfcore.runs import execution, folder
 
 @pytest.fixture(autouse=True)
 def _usual_signals():
-    """The command takes SIGTERM for its process, which here is pytest's."""
+    """The command handles SIGTERM in its process, which here is pytest's."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -31,12 +31,12 @@ def invoke(*arguments: str):
     return CliRunner().invoke(app, arguments)
 
 
-# ---- the commands, on work that takes no time
+# ---- the commands, on instant work
 
 
 @pytest.fixture
 def instant(monkeypatch, tmp_path):
-    """An experiment of three pieces, in an empty folder; the pieces that were worked on."""
+    """An experiment of three pieces, in an empty folder; yields the pieces that ran."""
     worked = []
 
     def plan(config):
@@ -73,8 +73,8 @@ def test_list_shows_every_experiment():
     assert max(map(len, found.stdout.splitlines())) <= cli.WIDTH
 
 
-def test_settings_that_are_listed_are_taken():
-    """Each as it is printed, given back to `--set`."""
+def test_listed_settings_are_accepted():
+    """Each is passed to `--set` as it is printed."""
     name = "adaptive-rates"
     listed = invoke("list").stdout.split(f"\n{name}\n")[1].split("\n\n")[0]
     listed = " ".join(listed.split())
@@ -90,7 +90,7 @@ def test_version():
     assert found.exit_code == 0 and found.stdout.strip() == f"pfcore {pfcore.__version__}"
 
 
-def test_help_says_what_each_command_does_to_the_end():
+def test_help_describes_each_command_without_truncation():
     found = invoke("--help")
     for command in ("list", "run", "redraw"):
         assert re.search(rf"^[ │]*{command} +[A-Z].*\.[ │]*$", found.stdout, re.M), found.stdout
@@ -111,19 +111,19 @@ def test_run_writes_a_record(instant):
     assert record.info["config"]["learning_rate"] == 0.5
 
 
-def test_run_says_that_it_diverged(instant):
+def test_run_reports_divergence(instant):
     found = invoke("run", "edge-of-stability", "--set", "learning_rate=20")
     assert found.exit_code == 0 and "diverged at step 2\n" in found.stdout
 
 
-def test_run_writes_to_a_folder_named_after_experiment_and_profile(instant, monkeypatch):
+def test_default_folder_is_named_after_experiment_and_profile(instant, monkeypatch):
     assert invoke("run", "edge-of-stability").exit_code == 0
     assert invoke("run", "edge-of-stability", "--profile", "full").exit_code == 0
     assert sorted(os.listdir("runs")) == ["edge-of-stability-full", "edge-of-stability-quick"]
     record = records.read("runs/edge-of-stability-full")
     full = records.jsonable(edge_of_stability.PROFILES["full"])
     assert record.info["config"] == full
-    # The environment's profile is for the command line too, unless it names one.
+    # The environment's profile also applies to the command line, unless that names one.
     monkeypatch.setenv("PFCORE_PROFILE", "full")
     assert invoke("run", "edge-of-stability", "--resume").exit_code == 0
     assert sorted(os.listdir("runs")) == ["edge-of-stability-full", "edge-of-stability-quick"]
@@ -151,7 +151,7 @@ KNOWN = ", ".join(experiments.EXPERIMENTS)
         (["edge-of-stability", "--out", "file/below"], "cannot write the run to 'file/below'"),
     ],
 )
-def test_wrong_use_is_said_in_one_line(instant, arguments, message):
+def test_wrong_use_gives_a_one_line_error(instant, arguments, message):
     Path("file").write_text("")
     found = invoke("run", *arguments)
     assert found.exit_code == 2 and instant == []
@@ -160,7 +160,7 @@ def test_wrong_use_is_said_in_one_line(instant, arguments, message):
     assert os.listdir() == ["file"]
 
 
-def test_a_run_that_is_there_is_left_alone(instant):
+def test_an_existing_run_is_not_overwritten(instant):
     assert invoke("run", "edge-of-stability").exit_code == 0
     found = invoke("run", "edge-of-stability")
     assert found.exit_code == 2
@@ -173,7 +173,7 @@ def test_a_run_that_is_there_is_left_alone(instant):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_run_and_says_how_to_go_on(instant, number):
+def test_a_signal_stops_the_run_and_explains_how_to_resume(instant, number):
     arguments = ("run", "edge-of-stability", "--set", f"learning_rate={int(number)}")
     found = invoke(*arguments)
     assert found.exit_code == 130
@@ -192,7 +192,7 @@ def test_an_interruption_before_the_first_piece(instant, monkeypatch):
     assert "stopped; add --resume to the same command" in found.stderr
 
 
-# ---- the real thing, stopped in every way
+# ---- real runs, interrupted in every way
 
 SETTINGS = (
     "problem.data=breast_cancer",
@@ -246,7 +246,7 @@ class Command:
         return []
 
     def latest(self) -> int:
-        """Number of the last whole checkpoint, 0 if there is none."""
+        """Number of the last complete checkpoint, 0 if there is none."""
         return max((int(name) for name in self.names() if name.isdigit()), default=0)
 
     def is_saving(self) -> bool:
@@ -254,8 +254,8 @@ class Command:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_again_and_again_ends_up_the_same_to_the_last_bit(tmp_path):
-    """The cache of compiled programs saves time, and is filled by the run that is not stopped."""
+def test_a_repeatedly_interrupted_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path):
+    """The cache of compiled programs saves time; the uninterrupted run fills it."""
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -266,7 +266,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_up_the_same_to_the_last_bit(
         return Command(out, *options, environment=environment)
 
     with start(out=tmp_path / "whole") as whole, start() as run:
-        # Before the first checkpoint there is nothing to go on from, and it begins again.
+        # Before the first checkpoint there is nothing to resume, and it starts again.
         run.wait_until(lambda: (out / folder.RUN).is_file())
         run.process.kill()
         assert run.finish()[0] == -signal.SIGKILL

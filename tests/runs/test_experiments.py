@@ -28,7 +28,7 @@ TINY = (
     "problem.num_train=64",
     "problem.num_test=30",
 )
-TOLERANCE = 1e-3  # of the eigenpairs' residuals
+TOLERANCE = 1e-3  # on the residuals of eigenpairs
 TRACKED = (
     "learning_rate=0.8",
     "num_eigenpairs=2",
@@ -51,7 +51,7 @@ def train(*changes: str, **options) -> records.Record:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once():
-    """Runs whose compiled functions differ only in arguments share them here."""
+    """Runs whose compiled functions differ only in arguments share these."""
     build_once, trainer, trainers = functools.cache(build), training.Trainer, {}
 
     def trainer_once(built, **options):
@@ -71,7 +71,7 @@ def _compiled_once():
 
 
 class Dense(NamedTuple):
-    """An independent computation at every point of a path, in double precision from H and g on."""
+    """An independent computation at every point of a path, from H and g in double precision."""
 
     losses: np.ndarray
     gradients: np.ndarray
@@ -132,7 +132,7 @@ def edge(run_folder) -> records.Record:
 
 @pytest.fixture(scope="module")
 def expected() -> Dense:
-    """At every step of the same descent."""
+    """Dense results at every step of the same descent."""
     path = pfcore.gradient_descent(written_out, initial_params(), 0.8, 19)
     return dense(path)
 
@@ -174,7 +174,7 @@ class Small:
         ("problem.data=mnist", "problem", Problem(data="mnist")),
     ],
 )
-def test_setting_parsed_as_its_type(setting, name, value):
+def test_setting_is_parsed_as_its_type(setting, name, value):
     changed = overrides.replace(Small(few=(7,)), [setting], profile="quick")
     found = getattr(changed, name)
     assert found == value and type(found) is type(value)
@@ -197,7 +197,7 @@ def test_setting_parsed_as_its_type(setting, name, value):
         ("=1", "unknown setting ''"),
     ],
 )
-def test_setting_refused(setting, message):
+def test_invalid_setting_is_rejected(setting, message):
     with pytest.raises(ValueError, match=message):
         overrides.replace(Small(), [setting], profile="quick")
 
@@ -214,7 +214,7 @@ def test_settings_apply_in_order():
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 @pytest.mark.parametrize("profile", ["quick", "full"])
-def test_every_profile_is_known_by_its_settings(name, profile):
+def test_every_profile_has_its_documented_settings(name, profile):
     config = experiments.configure(name, profile=profile)
     assert config == experiments.EXPERIMENTS[name].PROFILES[profile]
     for setting in overrides.names(config):
@@ -274,21 +274,19 @@ def test_summaries():
         ("edge-of-stability", "problem.norm=group", "the MLP has no normalisation"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_kept(
-    tmp_path, name, setting, message
-):
+def test_an_invalid_setting_is_rejected_before_anything_is_stored(tmp_path, name, setting, message):
     with pytest.raises(ValueError, match=message):
         experiments.run(name, configure(name, setting), out=tmp_path)
-    assert not folder.has_run(tmp_path)  # which would be in the way of the next attempt
+    assert not folder.has_run(tmp_path)  # which would block the next attempt
 
 
-# ---- runs that last, on work that takes no time
+# ---- resumable runs, on instant work
 
 RUN = {"experiment": "counting", "config": {"pieces": 5}}
 
 
 class Counting:
-    """A plan that adds up random numbers, and counts the pieces that were worked on."""
+    """A plan that adds up random numbers, and counts the pieces that ran."""
 
     def __init__(self, pieces: int = 5, *, trouble=None, end: int | None = None):
         self.worked: list[int] = []
@@ -335,7 +333,7 @@ def sums():
     return Counting().execute()["sums"]
 
 
-def test_a_run_is_stored_with_where_it_came_from(tmp_path, sums):
+def test_a_run_is_stored_with_its_provenance(tmp_path, sums):
     record = Counting().execute(out=tmp_path)
     stored = records.read(tmp_path)
     assert stored.info == record.info
@@ -356,7 +354,7 @@ def test_nothing_is_stored_without_a_folder(tmp_path, monkeypatch, sums):
         Counting().execute(resume=True)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path, sums):
+def test_an_interrupted_run_can_be_resumed(tmp_path, sums):
     worked = []
     for stopped_at in (0, 2, 3):
         counting = Counting(trouble=interrupt_at(stopped_at))
@@ -369,7 +367,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, sums):
     assert [*worked, last.worked] == [[0], [0, 1, 2], [2, 3], [3, 4]]
     assert record["sums"].tobytes() == sums.tobytes()
     assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
-    # A finished one is read, and nothing is worked on.
+    # A finished run is read, and no piece runs.
     again = Counting()
     assert again.execute(out=tmp_path, resume=True).info == record.info
     assert again.worked == []
@@ -422,7 +420,7 @@ def test_a_run_in_another_thread(tmp_path, sums):
     np.testing.assert_array_equal(found[0]["sums"], sums)
 
 
-def test_the_end_of_a_run_that_diverges(tmp_path, sums):
+def test_a_diverging_run_ends_early(tmp_path, sums):
     counting = Counting(end=2, trouble=interrupt_at(1))
     with pytest.raises(KeyboardInterrupt):
         counting.execute(out=tmp_path)
@@ -433,7 +431,7 @@ def test_the_end_of_a_run_that_diverges(tmp_path, sums):
     np.testing.assert_array_equal(record["sums"], sums[:2])
 
 
-def test_a_run_that_cannot_be_kept_does_not_begin(tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_stored_does_not_start(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     counting = Counting()
     plain_start, started = counting.plan.start, []
@@ -450,12 +448,12 @@ def test_a_run_that_cannot_be_kept_does_not_begin(tmp_path, monkeypatch):
         counting.execute(out=tmp_path / "other", resume=True)
     with pytest.raises(FileExistsError, match="--resume"):
         counting.execute(out=tmp_path / "other")
-    # Only how much room it takes has to be found out.
+    # Only its size has to be measured.
     assert counting.worked == [] and started == [1]
 
 
 @pytest.mark.parametrize("name", ["arrays.npz", "record.json"])
-def test_a_record_that_could_not_be_written_is_written_later(tmp_path, monkeypatch, sums, name):
+def test_a_record_that_could_not_be_written_is_written_on_resume(tmp_path, monkeypatch, sums, name):
     replace = os.replace
 
     def failing(source, target):
@@ -474,7 +472,7 @@ def test_a_record_that_could_not_be_written_is_written_later(tmp_path, monkeypat
     assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
 
 
-def test_a_record_that_was_written_is_tidied_up_later(tmp_path, monkeypatch):
+def test_checkpoints_of_a_written_record_are_removed_on_resume(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(folder, "forget_run", lambda folder: None)
         record = Counting().execute(out=tmp_path)
@@ -483,7 +481,7 @@ def test_a_record_that_was_written_is_tidied_up_later(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
 
 
-def test_progress_shows_what_the_plan_shows(capsys):
+def test_progress_bar_shows_the_plans_numbers(capsys):
     Counting().execute(progress=True)
     assert "done=5" in capsys.readouterr().err
     Counting().execute()
@@ -502,13 +500,13 @@ def test_edge_losses_and_gradients(edge, expected):
 
 
 def test_edge_eigenvalues_against_a_dense_computation(edge, expected):
-    """An eigenvalue is as near as its residual, and for a symmetric matrix nearer."""
+    """The error of an eigenvalue is at most its residual."""
     assert edge["converged"].all()
     assert np.all(edge["residuals"] <= TOLERANCE * edge["eigenvalues"][:, :1])
     off = np.abs(edge["eigenvalues"] - expected.values[:, :2])
     assert np.all(off < 1.1 * TOLERANCE * expected.values[:, :1])
     assert edge["num_products"].min() >= 2
-    # Oscillation, and worse, took place: the test below would say little otherwise.
+    # The run must oscillate and become unstable, or the test below would be trivial.
     assert (0.8 * edge["eigenvalues"][:, 0]).max() > 2
 
 
@@ -524,7 +522,7 @@ def test_edge_stability_coefficient_is_its_formula(edge):
 
 
 def test_edge_gradient_along_eigenvectors(edge, expected):
-    """An eigenvector is as near as its residual over the gap to the other eigenvalues."""
+    """The error of an eigenvector is at most its residual over the gap to other eigenvalues."""
     np.testing.assert_array_equal(edge["gradient_along_top"], edge["gradient_projections"][:, 0])
     along = np.abs(np.einsum("tkn,tn->tk", expected.vectors[:, :2], expected.gradients))
     gap = -np.diff(expected.values[:, :3], axis=1)
@@ -535,7 +533,7 @@ def test_edge_gradient_along_eigenvectors(edge, expected):
     assert np.all(np.sum(edge["gradient_projections"] ** 2, axis=1) <= 1.0001 * size[:, 0] ** 2)
 
 
-def test_edge_sign_is_carried_on(edge):
+def test_edge_gradient_projections_have_consistent_signs(edge):
     """On a quadratic a step multiplies the gradient along an eigenvector by 1 - hλ."""
     along = edge["gradient_along_top"]
     z = 0.8 * edge["eigenvalues"][:, 0]
@@ -572,7 +570,7 @@ def test_edge_seed_draws_other_weights(edge):
     assert abs(written_out(other) - written_out(first)) > 1e-3
 
 
-def test_edge_from_a_later_step_on(edge):
+def test_edge_measured_from_a_later_step(edge):
     late = train("first_step=5", "num_steps=10")
     np.testing.assert_array_equal(late["step"], np.arange(5, 15))
     np.testing.assert_allclose(late["loss"], edge["loss"][5:15], rtol=1e-4)
@@ -583,7 +581,7 @@ def test_edge_from_a_later_step_on(edge):
     assert lost.info["diverged_at_step"] == unbroken.info["diverged_at_step"] == lost["step"][-1]
 
 
-def test_outcome_where_the_loss_is_lost_between_two_measurements():
+def test_outcome_of_divergence_between_two_measurements():
     found = training.Measured(**dict.fromkeys(training.Measured._fields, np.zeros((4, 2))))
     each = np.arange(12, dtype=np.float32).reshape(4, 3)
     each[2:] = np.nan
@@ -632,7 +630,7 @@ experiments.run("edge-of-stability", config, out=sys.argv[1])
 
 @pytest.mark.slow
 def test_edge_on_several_devices_measured_every_third_step(edge, tmp_path):
-    """Neither where the samples are nor when one looks changes what is found, up to rounding."""
+    """Neither sharding nor the times of measurement change results, up to rounding."""
     changes = (*TINY, *TRACKED, "every=3", "num_steps=18", "checkpoint_every=9")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -704,7 +702,7 @@ def descent():
 
 @pytest.mark.slow
 def test_flows_at_the_edge(descent):
-    """From two points where h λ₀ is about 0.4, so that each flow is near, in its order."""
+    """From two points where h λ₀ is about 0.4, so each flow is close, in its order."""
     config = configure(
         "flows-at-the-edge", "learning_rate=0.1", "starts=0,4", "num_steps=2", "principal_steps=2",
         "depth=8", "depth_tolerance=1e-4", "num_slice=5", "reach=0.3",
@@ -739,7 +737,7 @@ def check_descent_itself(record, point: int, start: int, expected: Dense):
     along = abs(expected.vectors[start, 0] @ gradient)
     share = along**2 / (gradient @ gradient)
     np.testing.assert_allclose(record["gradient_share"][point], share, atol=5e-3)
-    # The first step goes h |g·u| along the eigenvector, to the side that it points to.
+    # The first step is h |g·u| along the eigenvector, on the side to which it points.
     np.testing.assert_allclose(record["coordinate"][point, 0, 1], 0.1 * along, rtol=2e-2)
 
 
@@ -762,7 +760,7 @@ def check_gradient_flow(record, point: int, path):
 
 
 def check_slice(record, point: int, params, expected: Dense, start: int):
-    """Along the top eigenvector, the side that gradient descent steps to last."""
+    """Along the top eigenvector, on the side of gradient descent's last step."""
     offset, loss = record["slice_offset"][point], record["slice_loss"][point]
     np.testing.assert_allclose(offset, [-0.3, -0.15, 0, 0.15, 0.3], rtol=1e-6)
     np.testing.assert_allclose(loss[2], record["loss"][point, 0, 0], rtol=1e-6)
@@ -779,7 +777,7 @@ def check_slice(record, point: int, params, expected: Dense, start: int):
 
 @pytest.mark.slow
 def test_hessian_through_training():
-    """On a deep linear network, which is lost in the end; the fourth step is not come to."""
+    """On a deep linear network that diverges before the fourth measured step."""
     steps = (0, 3, 4000, 4001)
     config = configure(
         "hessian-through-training", "problem.activation=identity", "learning_rate=0.5",
@@ -804,7 +802,7 @@ def test_hessian_through_training():
     trace = found.values.sum(axis=1)
     assert np.all(kept["trace_error"] > 0)
     assert np.all(np.abs(kept["trace"] - trace) < 4 * kept["trace_error"])
-    # A quadrature of each probe: its weights are shares, and its first moment gives the trace.
+    # A quadrature for each probe: weights sum to one, and the first moment gives the trace.
     np.testing.assert_allclose(kept["weights"].sum(axis=-1), 1, rtol=1e-4)
     n = found.values.shape[1]
     moments = n * np.sum(kept["weights"] * kept["nodes"], axis=-1)
@@ -814,12 +812,12 @@ def test_hessian_through_training():
     )
 
 
-# ---- records in store
+# ---- stored records
 
 
 @pytest.fixture
 def counted_runs(monkeypatch):
-    """How often an experiment was carried out."""
+    """How often an experiment ran."""
     calls = []
     run = edge_of_stability.run
 
@@ -832,9 +830,7 @@ def counted_runs(monkeypatch):
     return calls
 
 
-def test_load_or_run_finds_a_stored_record_whatever_its_folder_is_named(
-    tmp_path, edge, counted_runs
-):
+def test_load_or_run_finds_a_stored_record_in_any_folder(tmp_path, edge, counted_runs):
     other = dataclasses.replace(edge, info=edge.info | {"experiment": "flows-at-the-edge"})
     records.write(other, tmp_path / "another-experiment")
     records.write(edge, tmp_path / "a name of its own")
@@ -859,7 +855,7 @@ def test_load_or_run_computes_what_is_not_stored(tmp_path, edge, counted_runs, m
     assert len(counted_runs) == 2 and again.info == kept.info
 
 
-def test_load_or_run_takes_up_what_was_begun(tmp_path, edge, monkeypatch):
+def test_load_or_run_resumes_an_unfinished_run(tmp_path, edge, monkeypatch):
     asked = {}
     monkeypatch.setattr(experiments, "run", lambda *_, **options: asked.update(options) or edge)
     monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
@@ -871,7 +867,7 @@ def test_load_or_run_takes_up_what_was_begun(tmp_path, edge, monkeypatch):
 
 
 class Interrupting:
-    """What a device array is to NumPy when Ctrl-C comes while it is waited for."""
+    """A device array for which NumPy waits when Ctrl-C arrives."""
 
     def __array__(self, *args, **kwargs):
         raise KeyboardInterrupt
@@ -880,8 +876,8 @@ class Interrupting:
         return 2
 
 
-def test_interruption_while_results_are_fetched_is_an_interruption():
-    """NumPy alone makes a ValueError of it, where a JAX scalar is put into an array."""
+def test_interruption_while_fetching_results_is_reported_as_such():
+    """NumPy alone raises a ValueError when a JAX scalar is assigned to an array."""
     room = training.Measured(*[np.zeros(2)] * len(training.Measured._fields))
     found = training.Measured(*[Interrupting()] * len(training.Measured._fields))
     with pytest.raises(KeyboardInterrupt):

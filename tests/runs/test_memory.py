@@ -1,4 +1,4 @@
-"""How much memory the full profiles are predicted to take."""
+"""Predicted memory of the full profiles."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ STORED = json.loads((ROOT / "book" / "memory.json").read_text(encoding="utf-8"))
 @pytest.mark.parametrize("data", ["digits", "breast_cancer"])
 def test_shapes_are_those_of_the_samples(data, network):
     if (data, network) == ("breast_cancer", "convnet"):
-        pytest.skip("features are no images")
+        pytest.skip("features are not images")
     problem = Problem(data=data, network=network, widths=(4, 4), num_train=40)
     built = problems.build(problem, seed=0)
     found = jax.tree.map(lambda x: (x.shape, x.dtype), memory.shapes(problem))
     assert found == jax.tree.map(lambda x: (x.shape, x.dtype), built.data)
 
 
-def test_a_prediction_holds_samples_weights_and_the_search_for_eigenpairs():
+def test_a_prediction_includes_samples_weights_and_the_eigenpair_search():
     problem = Problem(num_train=400, widths=(50,))
     found = memory.predict(problem, num_eigenpairs=2)
     num_params = 64 * 50 + 50 + 50 * 10 + 10
@@ -46,8 +46,8 @@ def test_a_microbatch_takes_less():
     )
 
 
-def test_what_is_stored_is_that_of_the_full_profiles():
-    """`tools/memory.py` wrote it for the problems as they are."""
+def test_the_stored_predictions_are_those_of_the_full_profiles():
+    """`tools/memory.py` wrote them for the current problems."""
     assert list(STORED["problems"]) == list(PROBLEMS["full"])
     for name, problem in PROBLEMS["full"].items():
         assert STORED["problems"][name]["problem"] == records.jsonable(problem)

@@ -66,7 +66,7 @@ def test_the_same_arrays_give_the_same_bytes(tmp_path, monkeypatch):
     assert (tmp_path / "a/arrays.npz").read_bytes() == (tmp_path / "b/arrays.npz").read_bytes()
 
 
-def test_getitem_names_what_there_is():
+def test_getitem_error_lists_the_arrays():
     record = Record({"loss": np.ones(2), "drift": np.ones(2)}, {})
     assert record["loss"].sum() == 2
     with pytest.raises(KeyError, match=r"no array 'sharpness'.*loss, drift"):
@@ -85,7 +85,7 @@ def test_computed_on():
         np.array([(1, None)], [("a", int), ("b", object)]),
         np.array(["text"]),
         np.array(["2026-01-01"], "datetime64[D]"),
-        np.asarray(jnp.ones(2, jnp.bfloat16)),  # NumPy's format has no name for it
+        np.asarray(jnp.ones(2, jnp.bfloat16)),  # not representable in NumPy's format
     ],
     ids=lambda array: str(array.dtype),
 )
@@ -105,7 +105,7 @@ class _Trap:
         return (open, (self.path, "w"))
 
 
-def test_pickled_content_is_refused_and_not_executed(tmp_path):
+def test_pickled_content_is_rejected_and_not_executed(tmp_path):
     sprung = tmp_path / "sprung"
     trap = np.array([_Trap(str(sprung))], object)
     records.write(Record({"x": np.zeros(1)}, info()), tmp_path)
@@ -115,13 +115,13 @@ def test_pickled_content_is_refused_and_not_executed(tmp_path):
     with pytest.raises(ValueError, match=r"arrays\.npz' cannot be read.*allow_pickle"):
         records.read(tmp_path)
     assert not sprung.exists()
-    # The trap works: who allows pickles springs it.
+    # The trap works if pickles are allowed.
     with np.load(tmp_path / "arrays.npz", allow_pickle=True) as archive:
         archive["x"][0].close()
     assert sprung.exists()
 
 
-def test_a_bare_pickle_is_refused(tmp_path):
+def test_a_bare_pickle_is_rejected(tmp_path):
     records.write(Record({"x": np.zeros(1)}, info()), tmp_path)
     sprung = tmp_path / "sprung"
     with open(tmp_path / "arrays.npz", "wb") as file:
@@ -140,8 +140,8 @@ def test_truncated_arrays(tmp_path):
             records.read(tmp_path)
 
 
-def test_damaged_arrays_are_an_error_or_unharmed(tmp_path):
-    """A flipped bit is found by the archive's checksums, unless it is in what nobody reads."""
+def test_damaged_arrays_give_an_error_or_are_intact(tmp_path):
+    """A flipped bit is detected by the archive's checksums, unless it is in unused bytes."""
     records.write(Record(arrays(), info()), tmp_path)
     whole = (tmp_path / "arrays.npz").read_bytes()
     rng = np.random.default_rng(0)
@@ -200,8 +200,8 @@ def test_missing_arrays(tmp_path):
 
 @pytest.mark.parametrize("name", ["arrays.npz", "record.json"])
 @pytest.mark.parametrize("older", [False, True])
-def test_an_interrupted_write_leaves_nothing_that_reads(tmp_path, monkeypatch, name, older):
-    """Not even where an older record, of arrays of the same shapes, was in its place."""
+def test_an_interrupted_write_leaves_no_readable_record(tmp_path, monkeypatch, name, older):
+    """Not even if an older record with arrays of the same shapes was there."""
     if older:
         records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
     replace = os.replace
@@ -222,7 +222,7 @@ def test_an_interrupted_write_leaves_nothing_that_reads(tmp_path, monkeypatch, n
     np.testing.assert_array_equal(records.read(tmp_path)["x"], np.ones(3))
 
 
-def test_a_failing_archive_leaves_the_older_arrays(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_older_arrays(tmp_path, monkeypatch):
     def failing(*arguments, **options):
         raise OSError("no space left on device")
 
@@ -251,7 +251,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
     assert records.provenance()["commit"] is None
 
 
-def test_jsonable_is_what_json_gives_back():
+def test_jsonable_equals_the_json_round_trip():
     value = {"problem": Problem(widths=(4, 3)), "starts": (1, 2), "rate": 0.1, "none": None}
     found = records.jsonable(value)
     assert json.loads(json.dumps(found)) == found
@@ -260,7 +260,7 @@ def test_jsonable_is_what_json_gives_back():
         records.jsonable({"rate": float("nan")})
 
 
-def test_digest_tells_configurations_apart():
+def test_digest_distinguishes_configurations():
     assert records.digest({"a": 1, "b": (2,)}) == records.digest({"b": [2], "a": 1})
     assert records.digest(Problem(num_train=64)) != records.digest(Problem(num_train=65))
     assert re.fullmatch("[0-9a-f]{8}", records.digest(Problem()))
@@ -284,7 +284,7 @@ def test_reserve_begin_and_resume(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_reserve_says_what_differs(tmp_path, finished):
+def test_reserve_reports_differing_settings(tmp_path, finished):
     if finished:
         records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
     else:
@@ -301,13 +301,13 @@ def test_reserve_says_what_differs(tmp_path, finished):
 
 
 @pytest.mark.parametrize("below", [".", "below"])
-def test_reserve_of_a_folder_that_cannot_be(tmp_path, below):
+def test_reserve_rejects_an_impossible_folder(tmp_path, below):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write the run to .*file"):
         run_folder.reserve(tmp_path / "file" / below, RUN, resume=False)
 
 
-def test_a_full_disk_is_told_with_both_numbers(tmp_path, monkeypatch):
+def test_the_error_for_a_full_disk_has_both_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=12_000_000))
     with pytest.raises(OSError, match=r"12 MB free.*may need 34 MB"):
         run_folder.begin(tmp_path, RUN, num_bytes=34_000_000)
@@ -315,7 +315,7 @@ def test_a_full_disk_is_told_with_both_numbers(tmp_path, monkeypatch):
     run_folder.begin(tmp_path, RUN, num_bytes=12_000_000)
 
 
-def test_forget_run_leaves_the_record(tmp_path):
+def test_forget_run_keeps_the_record(tmp_path):
     run_folder.begin(tmp_path, RUN, num_bytes=10)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
@@ -367,7 +367,7 @@ def test_checkpoints_round_trip(tmp_path):
     assert checkpoints.restore(state()) is None
     for number in (1, 2, 3):
         checkpoints.save(number, state(number))
-    checkpoints.save(3, state(4))  # it is there: nothing happens
+    checkpoints.save(3, state(4))  # exists already: no effect
     checkpoints.close()
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
     again = Checkpoints(tmp_path)
@@ -386,8 +386,8 @@ def test_checkpoints_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [None, "_CHECKPOINT_METADATA", "default", "everything"])
-def test_a_checkpoint_that_was_not_completed_is_ignored(tmp_path, missing):
-    """Under the name that Orbax gives one while it is written; and its number can be used again."""
+def test_an_incomplete_checkpoint_is_ignored(tmp_path, missing):
+    """It has Orbax's name of an unfinished checkpoint, and its number can be reused."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))

@@ -1,4 +1,4 @@
-"""Where `experiments.load_or_run` finds stored records when there are none beside the notebook."""
+"""How `experiments.load_or_run` finds stored records that are not beside the notebook."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def config_of(*changes):
 
 
 def record_of(config, seconds=754.0):
-    """A record that says of itself which configuration it is of."""
+    """A record that contains its configuration."""
     info = {"experiment": NAME, "config": records.jsonable(config), "device": "2 CPU cores"}
     info |= {"wall_time_s": seconds, "versions": {"jax": "0"}}
     return records.Record({"loss": np.linspace(1.0, 0.5, 4)}, info)
@@ -61,7 +61,7 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """What was computed, in place of computing it."""
+    """The configurations that were computed; nothing is computed here."""
     asked = []
     fresh = records.Record({}, {"fresh": True})
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ def set_address(monkeypatch, address):
 
 
 def test_the_registry_lists_the_books_records_and_their_hashes():
-    """Else pages outside a checkout would compute for hours: make registry writes it again."""
+    """If not, pages outside a checkout compute for hours; `make registry` updates it."""
     listed = store.registry()
     assert listed == store.describe(BOOK_RECORDS)
     assert len(listed) == len(list(BOOK_RECORDS.iterdir()))
@@ -97,7 +97,7 @@ def test_the_registry_lists_the_books_records_and_their_hashes():
         assert entry["sha256"] == found
 
 
-def test_the_tool_writes_the_registry_as_it_is_stored():
+def test_the_stored_registry_is_up_to_date():
     assert registry.REGISTRY.read_text(encoding="utf-8") == registry.text()
 
 
@@ -107,7 +107,7 @@ def test_the_registry_is_part_of_the_package():
     assert f"runs/{store.REGISTRY}" in data
 
 
-def test_records_are_fetched_from_the_repository_at_the_tag_of_this_version():
+def test_records_are_downloaded_from_the_tag_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     slug = project["urls"]["Repository"].removeprefix("https://github.com/")
     address = store.ADDRESS.format(version=pfcore.__version__)
@@ -115,14 +115,14 @@ def test_records_are_fetched_from_the_repository_at_the_tag_of_this_version():
     assert address == expected
 
 
-def test_a_record_beside_the_notebook_comes_before_all_others(alone, computed, published, caplog):
+def test_a_record_beside_the_notebook_is_preferred(alone, computed, published, caplog):
     config = config_of("seed=1")
     put(alone / "records", config, seconds=1.0)
     assert experiments.load_or_run(NAME, config).info["wall_time_s"] == 1.0
     assert computed == [] and caplog.records == []
 
 
-def test_a_folder_that_the_environment_names_comes_next(
+def test_the_folder_named_by_the_environment_is_second(
     alone, computed, published, tmp_path, monkeypatch
 ):
     elsewhere = tmp_path / "copied"
@@ -133,7 +133,7 @@ def test_a_folder_that_the_environment_names_comes_next(
     assert found.info["config"]["seed"] == 2 and computed == []
 
 
-def test_a_folder_that_does_not_exist_is_refused_by_its_name(alone, computed, monkeypatch):
+def test_a_missing_folder_is_named_in_the_error(alone, computed, monkeypatch):
     monkeypatch.setenv(store.VARIABLE, "/no/such/records")
     with pytest.raises(FileNotFoundError, match=r"PFCORE_RECORDS is '/no/such/records'.*unset it"):
         experiments.load_or_run(NAME, config_of())
@@ -159,7 +159,7 @@ def wanted(config):
     return {"experiment": NAME, "config": config}
 
 
-def test_the_address_names_the_version(alone, computed, published, monkeypatch):
+def test_the_address_contains_the_version(alone, computed, published, monkeypatch):
     folder = published.parents[2] / "site" / f"v{pfcore.__version__}"
     shutil.copytree(published, folder)
     with serve(folder.parent) as (address, asked):
@@ -168,7 +168,7 @@ def test_the_address_names_the_version(alone, computed, published, monkeypatch):
     assert computed == [] and all(f"/v{pfcore.__version__}/" in path for path in asked)
 
 
-def test_without_a_network_it_is_computed_and_says_so_with_the_time(
+def test_offline_the_record_is_computed_with_a_warning(
     alone, computed, published, monkeypatch, caplog
 ):
     address = nowhere()
@@ -186,8 +186,10 @@ def test_without_a_network_it_is_computed_and_says_so_with_the_time(
     assert {(e.name, e.levelno) for e in caplog.records} == {("pfcore", logging.WARNING)}
 
 
-def test_what_is_not_at_the_address_is_computed(alone, computed, published, monkeypatch, caplog):
-    """As where the tag has not been published."""
+def test_a_record_missing_at_the_address_is_computed(
+    alone, computed, published, monkeypatch, caplog
+):
+    """For example if the tag has not been published."""
     with serve(alone) as (address, asked):
         set_address(monkeypatch, address)
         experiments.load_or_run(NAME, config_of("seed=1"))
@@ -197,7 +199,9 @@ def test_what_is_not_at_the_address_is_computed(alone, computed, published, monk
     assert "404" in caplog.records[0].getMessage()
 
 
-def test_an_altered_record_is_refused_and_computed(alone, computed, published, monkeypatch, caplog):
+def test_an_altered_record_is_rejected_and_computed(
+    alone, computed, published, monkeypatch, caplog
+):
     for path in published.glob("*/arrays.npz"):
         path.write_bytes(path.read_bytes() + b"!")
     with serve(published) as (address, _):
@@ -206,7 +210,7 @@ def test_an_altered_record_is_refused_and_computed(alone, computed, published, m
     assert len(computed) == 1 and "SHA256" in caplog.records[0].getMessage()
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
+def test_an_unwritable_cache_does_not_prevent_the_run(
     alone, computed, published, tmp_path, monkeypatch, caplog
 ):
     (tmp_path / "cache").write_text("a file where a folder should be")
@@ -216,7 +220,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     assert len(computed) == 1 and "cannot be read" in caplog.records[0].getMessage()
 
 
-def test_another_configuration_is_computed_without_asking_anybody(
+def test_another_configuration_is_computed_without_a_request(
     alone, computed, published, monkeypatch, caplog
 ):
     with serve(published) as (address, asked):
@@ -225,8 +229,8 @@ def test_another_configuration_is_computed_without_asking_anybody(
     assert len(computed) == 1 and asked == [] and caplog.records == []
 
 
-def test_what_is_to_be_kept_is_computed(alone, computed, published, monkeypatch):
-    """Records are made anew where they are stored; elsewhere they are the old ones."""
+def test_records_to_be_kept_are_computed(alone, computed, published, monkeypatch):
+    """Records are recomputed where they are stored; elsewhere the old ones are used."""
     monkeypatch.setenv("PFCORE_KEEP_RECORDS", "1")
     monkeypatch.setenv(store.VARIABLE, str(published))
     with serve(published) as (address, asked):
@@ -243,12 +247,12 @@ def test_durations(seconds, words):
     assert duration(seconds) == words
 
 
-def test_the_registry_is_small_enough_to_travel_with_the_package():
+def test_the_registry_is_small_enough_for_the_package():
     text = (ROOT / "pfcore" / "runs" / store.REGISTRY).read_text(encoding="utf-8")
     assert len(text) < 50_000 and json.loads(text)
 
 
-def test_every_stored_configuration_can_be_computed_anew():
+def test_every_stored_configuration_can_be_recomputed():
     """From `record.json` alone, as `make reproduce RECORDS=recompute` does."""
     for folder in sorted(BOOK_RECORDS.iterdir()):
         info = json.loads((folder / "record.json").read_text(encoding="utf-8"))
