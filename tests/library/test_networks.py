@@ -161,8 +161,8 @@ def test_float64_without_x64_is_rejected():
 @pytest.mark.parametrize(
     "sizes, activation, error, message",
     [
-        ((3,), "tanh", ValueError, r"input and output at least, got \[3\]"),
-        ((), "tanh", ValueError, "input and output"),
+        ((3,), "tanh", ValueError, r"an input and an output, got \[3\]"),
+        ((), "tanh", ValueError, "an input and an output"),
         ((3, 0), "tanh", ValueError, "at least 1, got 0"),
         ((3, -2, 1), "tanh", ValueError, "got -2"),
         ((3, 2.5, 1), "tanh", TypeError, r"2\.5"),
