@@ -663,7 +663,7 @@ def test_weights_of_positions():
     "options, error, message",
     [
         ({"weights": np.ones(N - 1)}, ValueError, rf"shape \({N - 1},\); pass \({N},\)"),
-        ({"weights": -np.ones(N)}, ValueError, "not negative.*-1"),
+        ({"weights": -np.ones(N)}, ValueError, "non-negative.*-1"),
         ({"weights": np.full(N, np.nan)}, ValueError, "finite.*nan"),
         ({"weights": np.zeros(N)}, ValueError, "leave nothing"),
         ({"mask": np.zeros(N, bool)}, ValueError, "leave nothing"),
