@@ -129,7 +129,7 @@ def test_reasons_under_tracing():
     assert paths.completed.tolist() == [True, False]
     assert paths.reason[0] == 0 and paths.reason[1] != 0
     assert paths.why.startswith("reached the end; step size")
-    with pytest.raises(TypeError, match="ask outside"):
+    with pytest.raises(TypeError, match="read why outside"):
         jax.jit(lambda x: [run(x).why and x])(jnp.array([0.5]))
 
 
