@@ -170,8 +170,8 @@ def pieces(num_steps: int, checkpoint_every: int, every: int) -> list[int]:
 
 
 def room(trainer: Trainer, num_measurements: int) -> Measured:
-    """Host arrays for what so many measurements give: NaN and zero until then."""
     """Host arrays for the given number of measurements, filled with NaN and zero."""
+    m, k, every = num_measurements, trainer.num_eigenpairs, trainer.every
     dtype = real_dtype(trainer.built.params)
 
     def floats(*shape: int) -> np.ndarray:
