@@ -9,9 +9,7 @@ from pfcore.networks.mlp import MLP
 from pfcore.networks.residual import ResNet18
 
 __all__ = [
-    "ACTIVATIONS",
     "MLP",
-    "NORMS",
     "VGG11",
     "Conv",
     "ConvNet",

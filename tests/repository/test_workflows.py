@@ -119,7 +119,7 @@ def test_what_make_test_checks_is_checked_for_every_change():
     (parts,) = re.findall(r"^test: ([a-z -]+?) *##", MAKEFILE, flags=re.MULTILINE)
     jobs = read(ROOT / ".github/workflows/check.yml")["jobs"]
     by_job = {name: called(job) for name, job in jobs.items()}
-    assert set(parts.split()) <= set().union(*by_job.values())
+    assert set(parts.split()) - {"timed"} <= set().union(*by_job.values())
     # Side by side: notebooks and browsers take longest.
     (notebooks,) = [name for name, named in by_job.items() if "nbval" in named]
     (pages,) = [name for name, named in by_job.items() if "browser" in named]
