@@ -122,11 +122,11 @@ notebooks: $(STAMP)  ## recompute the notebooks in place, normalised, ready to c
 	@echo "== notebooks: recomputing in place ($(PROFILE) profile)"
 	@"$(BIN)/python" tools/notebooks.py execute --in-place --profile $(PROFILE) --jobs $(JOBS)
 
-# Tests marked weekly are for the weekly workflow, and for EVERY=1.
+# What tests/long.txt lists, tests and notebooks, is for the workflows, and for EVERY=1.
 EVERY ?=
 # With the programs of the environment whose folder of programs is $(1).
 UNIT ?= pfcore tests --ignore tests/browser --ignore tests/pages
-unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(if $(EVERY),,-m "not browser and not pages and not weekly") $(UNIT)
+unit_tests = $(CHECK) MPLBACKEND=agg "$(1)/python" -m pytest -q -rs -n $(JOBS) --dist loadgroup --doctest-modules $(if $(EVERY),,-m "not browser and not pages and not long") $(UNIT)
 
 # Unit tests in $(BUILD)/$(1) with what the resolution $(2) gives for the Python $(3).
 define test_versions
@@ -166,7 +166,7 @@ SCIENCE := $(addprefix tests/library/test_,curvature flows descent.py imports.py
   learning_rates.py losses.py networks.py objectives.py stability.py)
 # What is worked on daily: the science, and the pages as far as they can be read without a browser.
 quick: INCREMENTAL := 1
-quick: UNIT := -m "not slow and not weekly" pfcore $(SCIENCE)
+quick: UNIT := -m "not slow and not long" pfcore $(SCIENCE)
 quick: timed lint types unit html pages  ## the checks that take a few minutes
 	$(call passed,quick)
 
@@ -201,7 +201,8 @@ test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the fo
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	$(call check,nbval,every notebook against its stored outputs)
 	@rm -rf "$(SCRATCH)"
-	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS)
+	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS) \
+	  $(if $(EVERY),--every)
 
 claims: nbval  ## the claims' verdicts and numbers against the stored ones
 	$(call check,claims,fresh against stored)

@@ -30,17 +30,17 @@ def pytest_configure():
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-WEEKLY = Path(__file__).with_name("weekly.txt")
+LONG = Path(__file__).with_name("long.txt")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The mark of those listed; and the slowest first, so that no process works on one alone at the
     end."""
-    listed = set(WEEKLY.read_text(encoding="utf-8").splitlines())
+    listed = set(LONG.read_text(encoding="utf-8").splitlines())
     for item in items:
         if item.nodeid.partition("@")[0] in listed:
-            item.add_marker(pytest.mark.weekly)
+            item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

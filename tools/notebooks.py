@@ -105,11 +105,22 @@ def note_not_recomputed(path: Path, problem: str) -> None:
     path.write_text(serialise(notebook), encoding="utf-8")
 
 
+def long() -> set[Path]:
+    """The notebooks that `tests/long.txt` lists: they are rerun with EVERY=1, as the workflows do."""
+    lines = (ROOT / "tests" / "long.txt").read_text(encoding="utf-8").splitlines()
+    return {ROOT / line for line in lines if line.endswith(".ipynb")}
+
+
 def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) -> int:
-    """Rerun notebooks with nbval against their stored outputs; claims are written to `scratch`."""
+    """Rerun notebooks with nbval against their stored outputs; claims are written to `scratch`,
+    and the stored ones of notebooks that are not rerun are copied there."""
     env = environment("quick")
     folder = scratch / "claims"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in set(listed()) - set(paths):
+        stored = ROOT / "book" / "claims" / f"{left.stem}.json"
+        if stored.is_file():
+            shutil.copy(stored, folder)
     env["PFCORE_CLAIMS_DIR"] = str(folder.resolve())
     status = 0
     for group in split_collector(paths, last_time("quick")):
@@ -149,6 +160,7 @@ def main() -> int:
     rerun.add_argument("--scratch", type=Path, required=True, help="where the rerun writes")
     rerun.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     rerun.add_argument("--timeout", type=int, default=300, help="seconds for a cell (default 300)")
+    rerun.add_argument("--every", action="store_true", help="those listed in tests/long.txt, too")
 
     for command in (run, checked, rerun):
         command.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all)")
@@ -167,6 +179,10 @@ def main() -> int:
     if args.command == "check":
         return min(check(paths), 1)
     if args.command == "compare":
+        if not args.paths and not args.every:
+            left = [path for path in paths if path in long()]
+            paths = [path for path in paths if path not in left]
+            print("   not rerun without EVERY=1:", *map(shown, left))
         return compare(paths, scratch=args.scratch, jobs=args.jobs, timeout=args.timeout)
     root = ROOT
     if args.into is not None:
