@@ -106,7 +106,7 @@ def note_not_recomputed(path: Path, problem: str) -> None:
 
 
 def long() -> set[Path]:
-    """The notebooks that `tests/long.txt` lists: they are rerun with EVERY=1, as the workflows do."""
+    """The notebooks that `tests/long.txt` lists: EVERY=1 reruns them, too, as the workflows do."""
     lines = (ROOT / "tests" / "long.txt").read_text(encoding="utf-8").splitlines()
     return {ROOT / line for line in lines if line.endswith(".ipynb")}
 

@@ -266,7 +266,7 @@ def stacked(path: Params) -> np.ndarray:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Follow gradient descent and all models of the edge from one point.
+    r"""Compare all models of the edge from one start.
 
     Train at $h$ to the start; from there take $T$ more steps, and follow each of M models over the
     same time. Single precision is enough to follow them, but not to tell the closest apart; double

@@ -96,8 +96,8 @@ def test_stability_coefficient_signs():
     assert np.all(np.sign(stability_coefficient("principal", h, eigenvalues)) == [1, -1, -1, 1])
     for blind in ("ngf", "igr"):
         assert np.all(stability_coefficient(blind, h, eigenvalues[1:]) < 0)
-    assert float(coefficient("principal", h, 0.0)) == 0.0
-    assert abs(float(coefficient("principal", h, 20.0))) < 1e-15
+    assert float(stability_coefficient("principal", h, 0.0)) == 0.0
+    assert abs(float(stability_coefficient("principal", h, 20.0))) < 1e-15
 
 
 def test_regimes():
@@ -118,7 +118,7 @@ def test_regime_matches_gradient_descent(z):
     name = regime(1.0, z)
     assert ("repelling" in name) == (abs(x[1]) > 1)
     assert ("oscillating" in name) == (x[1] < 0)
-    assert (float(coefficient("principal", 1.0, z)) > 0) == ("repelling" in name)
+    assert (float(stability_coefficient("principal", 1.0, z)) > 0) == ("repelling" in name)
 
 
 def test_drift_against_dense():
