@@ -191,19 +191,20 @@
       const { values, vectors } = eigenpairs(P[4], P[6], P[8]);
       const critical = values.slice(0, tracked).filter((value) => h * value > CRITICAL).length;
       tracked = Math.min(1 + beyond(values, tracked), 2);
+      // Third derivatives once a step, as the eigenvectors; the curvature follows the substeps.
+      const [[u, v], [r, s]] = vectors;
+      const [xxx, xxy, xyy, yyy] = landscape.third(x, y);
+      // Gradients of uᵀHu, uᵀHw and wᵀHw, of which one direction needs the first.
+      const slopes = [[u, v, u, v], [u, v, r, s], [r, s, r, s]].map(([a, b, c, d]) => [
+        xxx * a * c + xxy * (a * d + b * c) + xyy * b * d,
+        xxy * a * c + xyy * (a * d + b * c) + yyy * b * d,
+      ]);
       for (let i = 0; i < SUBSTEPS && completed; i++) {
         landscape.derivatives(x, 0, y, 0, P);
         let pushX = P[0];
         let pushY = P[2];
         let foreseen = [];
         if (critical > 0) {
-          const [[u, v], [r, s]] = vectors;
-          const [xxx, xxy, xyy, yyy] = landscape.third(x, y);
-          // Gradients of uᵀHu, uᵀHw and wᵀHw, of which one direction needs the first.
-          const slopes = [[u, v, u, v], [u, v, r, s], [r, s, r, s]].map(([a, b, c, d]) => [
-            xxx * a * c + xxy * (a * d + b * c) + xyy * b * d,
-            xxy * a * c + xyy * (a * d + b * c) + yyy * b * d,
-          ]);
           // The slack 2/h − H at the end of this substep, but for the oscillation's push.
           const drift = slopes.map((g) => length * (g[0] * P[0] + g[1] * P[2]));
           const A = [
