@@ -196,7 +196,8 @@ unit: $(STAMP)  ## unit tests and the examples in docstrings
 
 test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the folder PFCORE_DATA
 	@echo "== test-images: real images in $${PFCORE_DATA:?names no folder with MNIST and CIFAR-10 files}"
-	@$(CHECK) "$(BIN)/python" -m pytest -q -rs tests/library/test_real_images.py
+	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(CHECK) "$(BIN)/python" -m pytest -q -rs \
+	  -n $(JOBS) tests/library/test_real_images.py
 
 nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
 	$(call check,nbval,every notebook against its stored outputs)

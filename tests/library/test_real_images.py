@@ -154,7 +154,7 @@ def test_two_steps_of_every_full_problem_on_a_few_samples(image_data, name):
         problem=few, methods=("dal",), batch_size=4, budget=2, every=1, unit="steps"
     )
     found = adaptive_rates.run(config, progress=False)
-    assert found.diverged is False
+    assert found.info["diverged"] is False
     assert found["step"][0, 0].tolist() == [0, 1, 2]
     assert np.all(np.isfinite(found["loss"])) and found["loss"][0, 0, 2] != found["loss"][0, 0, 0]
     shapes = memory.shapes(few)
