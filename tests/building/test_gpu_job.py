@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def test_every_listed_job_has_settings_that_are_known():
     for job in jobs:
         config = experiments.configure(job["experiment"], *job["settings"], profile="full")
         assert not any("LIST" in text for text in getattr(config, "methods", ()))
+    tests = tomllib.loads((GPU / "jobs.toml").read_text(encoding="utf-8"))["tests"]
+    assert tests and all((ROOT / name).is_file() for name in tests)
 
 
 @pytest.mark.slow
