@@ -161,7 +161,8 @@ def scale_by_dal(
 
     Raises:
       ValueError: an option is unknown or out of range; `loss_fn`, `params` or `full_params` is
-        missing; updates do not have the structure and shapes of the parameters.
+        missing; updates do not have the structure and shapes of the parameters; two evaluations of
+        `loss_fn` differ, as with random numbers drawn at each call (checked under tracing).
       TypeError: parameters or updates are not real; `loss` rejects float32 or cannot be
         differentiated as `product` requires.
 

@@ -2,12 +2,13 @@
 
 import functools
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Bool, Float
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_vector
@@ -130,28 +131,73 @@ def _of_trained(loss: Any, masked: Params, whole: Params) -> Any:
     return lambda params: loss(fill(params))
 
 
-def _combined_axes(loss: Loss, params: Params) -> tuple[Hashable, ...]:
-    """The mapped axes over which a loss combines replicas, read from its jaxpr."""
+def _equations(jaxpr: Any) -> Iterator[tuple[Any, bool]]:
+    """The equations of a jaxpr and of those inside, and whether they are inside a mapped axis."""
+    for equation in jaxpr.eqns:
+        mapped = equation.primitive.name in MAPPING
+        yield equation, mapped
+        for option in equation.params.values():
+            for inner in option if isinstance(option, tuple | list) else (option,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from ((e, mapped or within) for e, within in _equations(inner))
+
+
+def _combined_axes(traced: ClosedJaxpr) -> tuple[Hashable, ...]:
+    """The mapped axes over which a traced loss combines replicas."""
     axes: dict[Hashable, None] = {}
-
-    def visit(jaxpr: Any) -> None:
-        for equation in jaxpr.eqns:
-            primitive, options = equation.primitive.name, equation.params
-            if primitive in MAPPING:
-                continue
-            if primitive in COMBINING and options.get("axis_index_groups") is None:
-                names = options["axes"] if "axes" in options else options["axis_name"]
-                for axis in names if isinstance(names, tuple) else (names,):
-                    if not isinstance(axis, int):
-                        axes[axis] = None
-            for option in options.values():
-                for inner in option if isinstance(option, tuple | list) else (option,):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns"):
-                        visit(inner)
-
-    visit(jax.make_jaxpr(loss)(params).jaxpr)
+    for equation, mapped in _equations(traced.jaxpr):
+        options = equation.params
+        if mapped or equation.primitive.name not in COMBINING:
+            continue
+        if options.get("axis_index_groups") is None:
+            names = options["axes"] if "axes" in options else options["axis_name"]
+            for axis in names if isinstance(names, tuple) else (names,):
+                if not isinstance(axis, int):
+                    axes[axis] = None
     return tuple(axes)
+
+
+def _constants(traced: ClosedJaxpr) -> list[Any]:
+    """The numbers that a traced loss holds fixed."""
+    literals = [
+        variable.val
+        for equation, _ in _equations(traced.jaxpr)
+        for variable in equation.invars
+        if isinstance(variable, Literal)
+    ]
+    return [*traced.consts, *literals]
+
+
+def _differ(x: Any, y: Any) -> bool:
+    """Whether two constants are known, comparable and different."""
+    if x is y or is_traced(x, y):
+        return False
+    if jnp.shape(x) != jnp.shape(y) or jax.dtypes.result_type(x) != jax.dtypes.result_type(y):
+        return False
+    with jax.ensure_compile_time_eval():
+        if jax.dtypes.issubdtype(jax.dtypes.result_type(x), jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        return not bool(jnp.all((x == y) | ((x != x) & (y != y))))  # NaN equals NaN here
+
+
+def _traced_alike(loss: Loss, params: Params) -> ClosedJaxpr:
+    """The jaxpr of a loss, or an error if tracing it again gives other constants.
+
+    A compiled function would keep the constants of one trace, and the gradient and the Hessian
+    product would be those of two losses.
+    """
+    # A function of its own for each trace: JAX keeps the jaxpr of one that it knows.
+    first, second = (jax.make_jaxpr(lambda p: loss(p))(params) for _ in range(2))
+    pairs = zip(_constants(first), _constants(second), strict=False)
+    if len(_constants(first)) == len(_constants(second)) and any(_differ(x, y) for x, y in pairs):
+        raise ValueError(
+            "two evaluations of loss_fn in one update differ: it draws new random numbers, such as "
+            "dropout masks, or a new batch, each time it is called. Draw them before the update, "
+            "or pass the loss one key for each update, so that it is a function of params alone"
+        )
+    return first
 
 
 class _MeanCurvature(Curvature):
@@ -214,10 +260,10 @@ def point(
     if _masks(single):
         whole = in_single(jax.tree.map(jnp.asarray, whole)) if short else whole
         loss = _of_trained(loss, single, whole)
-    if axis_name is None:
-        combined = is_traced(single, direction) and not known
-        axis_name = _combined_axes(loss, single) if combined else ()
-    if axis_name != ():
+    if is_traced(single, direction) and not known:
+        traced = _traced_alike(loss, single)
+        axis_name = _combined_axes(traced) if axis_name is None else axis_name
+    if axis_name is not None and axis_name != ():
         loss = _averaged(loss, axis_name)
     return Point(loss, single, direction)
 

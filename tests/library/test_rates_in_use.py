@@ -795,3 +795,68 @@ def test_sharpness_detects_an_overtaking_eigenvalue(rising, delay):
     true = np.array([float(jnp.max(eigenvalues(t))) for t in times])
     assert np.sum(np.abs(np.asarray(found) / true - 1) > 0.011) <= delay
     assert np.mean(products) < 3
+
+
+# ---- a loss that changes from one evaluation to the next
+
+
+class FromNumPy:
+    """Masks of NumPy's generator."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng(0)
+
+    def __call__(self):
+        return self.generator.integers(0, 2, 5).astype(np.float32)
+
+
+class FromKeys:
+    """Masks of a key that is split at every call, as by Haiku's `PRNGSequence`."""
+
+    def __init__(self):
+        self.key = jax.random.key(0)
+
+    def __call__(self):
+        with jax.ensure_compile_time_eval():
+            self.key, now = jax.random.split(self.key)
+        return jax.random.bernoulli(now, 0.5, (5,)).astype(np.float32)
+
+
+class FromPython:
+    """A scalar that Python draws."""
+
+    def __init__(self):
+        self.drawn = 0.0
+
+    def __call__(self):
+        self.drawn += 1.0
+        return self.drawn
+
+
+@pytest.mark.parametrize("draw", [FromNumPy, FromKeys, FromPython])
+def test_a_loss_that_draws_random_numbers_at_each_call_is_refused(name, draw):
+    """Compiled, it would be one mask for ever, and another one for the Hessian product."""
+    mask, start = draw(), jnp.asarray(START, np.float32)
+    tx = METHODS[name]()
+
+    def loss(x):
+        return quadratic(x * mask())
+
+    update = jax.jit(lambda g, state, x: tx.update(g, state, x, loss_fn=loss))
+    with pytest.raises(ValueError, match="two evaluations of loss_fn in one update differ"):
+        update(start, tx.init(start), start)
+
+
+def test_a_loss_that_is_given_the_key_of_the_update_is_accepted(name):
+    start, key = jnp.asarray(START, np.float32), jax.random.key(1)
+    tx = METHODS[name]()
+
+    @jax.jit
+    def step(state, x, key):
+        def loss(x):
+            mask = jax.random.bernoulli(key, 0.5, (5,)).astype(x.dtype)
+            return quadratic(x * mask)
+
+        return tx.update(jax.grad(loss)(x), state, x, loss_fn=loss)
+
+    step(tx.init(start), start, key)
