@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("pfcore", "jax", "jaxlib", "flax", "numpy")
+import pfcore
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 def jsonable(value: Any) -> Any:
@@ -69,7 +71,7 @@ def _device() -> str:
 
 def provenance() -> dict[str, Any]:
     """Versions, device, precision and commit of this process, as stored in `record.json`."""
-    versions = {}
+    versions = {"pfcore": pfcore.__version__}  # from its source: it may run without installation
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
