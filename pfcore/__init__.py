@@ -19,10 +19,11 @@ if TYPE_CHECKING:
         losses,
         networks,
         objectives,
+        paths,
         records,
         stability,
     )
-    from pfcore._integrate import Trajectory, integrate
+    from pfcore._integrate import Trajectory, follow, integrate
     from pfcore.descent import gradient_descent
 
 __version__ = "0.2.0"
@@ -30,6 +31,7 @@ __version__ = "0.2.0"
 # The modules of the names that are not submodules.
 _HOMES = {
     "Trajectory": "pfcore._integrate",
+    "follow": "pfcore._integrate",
     "gradient_descent": "pfcore.descent",
     "integrate": "pfcore._integrate",
 }
@@ -42,12 +44,14 @@ __all__ = [
     "experiments",
     "figures",
     "flows",
+    "follow",
     "gradient_descent",
     "integrate",
     "learning_rates",
     "losses",
     "networks",
     "objectives",
+    "paths",
     "records",
     "stability",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfcore._checks import ArrayLike, check_count
+from pfcore._checks import ArrayLike, ScalarLike, check_count, check_learning_rate
 from pfcore._trees import Params, in_single, real_dtype
 from pfcore.flows.flow import Flow, State, SteppedFlow, shared
 
@@ -492,7 +492,8 @@ def integrate(
 ) -> Trajectory:
     r"""Integrate a flow from `params` at time 0, and return its positions at the given times.
 
-    Gradient descent's step $k$ is compared with time $kh$: pass `h * jnp.arange(n + 1)`.
+    Gradient descent's step $k$ is compared with time $kh$: pass `h * jnp.arange(n + 1)`, or call
+    `follow`.
 
     The step size is adapted to the tolerances. If the integration ends early, `completed` is false
     and the positions reached are kept. `path.why` gives the reason and a remedy:
@@ -582,3 +583,51 @@ def integrate(
         diffrax.Dopri8(scan_kind="lax") if solver is None else solver,
         MAX_STEPS if max_steps is None else max_steps,
     )
+
+
+def follow(
+    flow: Flow | SteppedFlow,
+    params: Params,
+    learning_rate: ScalarLike,
+    num_steps: int,
+    *,
+    per_step: int = 1,
+    **options: Any,
+) -> Trajectory:
+    r"""Integrate a flow to the times of gradient descent's steps, $t_k = kh$.
+
+    Takes the arguments of `gradient_descent`, with a flow in place of the loss.
+
+    Args:
+      flow: one of `pfcore.flows`, or any `Flow` or `SteppedFlow`.
+      params: any pytree of floating-point arrays, the position at time 0.
+      learning_rate: $h > 0$, a scalar (traced values allowed).
+      num_steps: number of steps, at least 1.
+      per_step: positions for each step; with more than one, also times between the steps.
+      **options: `rtol`, `atol`, `max_steps` and `solver` of `integrate`.
+
+    Returns:
+      A `Trajectory` of `num_steps * per_step + 1` positions; position `k * per_step` is that at
+      step `k`.
+
+    Raises:
+      ValueError: the learning rate is not positive and finite, a count is below 1, or `integrate`
+        rejects the flow, the parameters or an option.
+
+    Example:
+      >>> import jax.numpy as jnp, pfcore
+      >>> loss, start, h = lambda x: 0.5 * jnp.sum(x**2), jnp.array([1.0]), 0.5
+      >>> steps = pfcore.gradient_descent(loss, start, h, 3)
+      >>> path = pfcore.follow(pfcore.flows.principal_flow(loss, h), start, h, 3)
+      >>> bool(jnp.allclose(path.params, steps, atol=1e-5))
+      True
+    """
+    rate = check_learning_rate(learning_rate)
+    num_steps = check_count("num_steps", num_steps, minimum=1)
+    per_step = check_count("per_step", per_step, minimum=1)
+    steps = np.arange(num_steps * per_step + 1) / per_step
+    if isinstance(rate, jax.core.Tracer):
+        times = rate * jnp.asarray(steps, rate.dtype)
+    else:
+        times = float(learning_rate) * steps
+    return integrate(flow, params, times, **options)

@@ -11,23 +11,34 @@ from pfcore._trees import Params, add_scaled
 
 
 def _descend(
-    gradient: Callable[[Params], Params], params: Params, learning_rate: jax.Array, num_steps: int
+    gradient: Callable[[Params], Params],
+    params: Params,
+    learning_rate: jax.Array,
+    num_steps: int,
+    keep_path: bool,
 ) -> Params:
     def step(params, _):
         params = add_scaled(params, -learning_rate, gradient(params))
-        return params, params
+        return params, params if keep_path else None
 
-    _, trajectory = jax.lax.scan(step, params, length=num_steps)
+    last, trajectory = jax.lax.scan(step, params, length=num_steps)
+    if not keep_path:
+        return last
     return jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest]), params, trajectory
     )
 
 
-_compiled = jax.jit(_descend, static_argnums=3)
+_compiled = jax.jit(_descend, static_argnums=(3, 4))
 
 
 def gradient_descent(
-    loss: Loss, params: Params, learning_rate: ScalarLike, num_steps: int
+    loss: Loss,
+    params: Params,
+    learning_rate: ScalarLike,
+    num_steps: int,
+    *,
+    keep_path: bool = True,
 ) -> Params:
     r"""Iterates of gradient descent, $\theta_{k+1} = \theta_k - h\,\nabla E(\theta_k)$.
 
@@ -40,9 +51,11 @@ def gradient_descent(
       params: any pytree of floating-point arrays, $\theta_0$.
       learning_rate: $h > 0$, a scalar (traced values allowed, so `jax.vmap` works over it).
       num_steps: number of steps, at least 0.
+      keep_path: whether to return every iterate. If false, only the last one is kept in memory.
 
     Returns:
       `params` stacked along a new leading axis of length `num_steps + 1`; index 0 is the start.
+      `pfcore.paths` reads such a path. With `keep_path=False`, the last iterate alone.
 
     Raises:
       ValueError: the learning rate is not positive and finite, `num_steps` is negative, or the
@@ -59,6 +72,6 @@ def gradient_descent(
     learning_rate = check_learning_rate(learning_rate)
     params, gradient = check_loss(loss, params), jax.grad(loss)
     if _programs.is_traced(params):
-        return _descend(gradient, params, learning_rate, num_steps)
+        return _descend(gradient, params, learning_rate, num_steps, keep_path)
     program = _programs.trace(gradient, params)
-    return _compiled(program, params, learning_rate, num_steps)
+    return _compiled(program, params, learning_rate, num_steps, keep_path)

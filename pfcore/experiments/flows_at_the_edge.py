@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pfcore
-from pfcore import curvature, stability
+from pfcore import curvature, paths, stability
 from pfcore._checks import check_count, check_learning_rate
 from pfcore._trees import Params, add_scaled, ravel
 from pfcore.flows import Flow, SteppedFlow, named_flow, principal_flow
@@ -101,7 +101,7 @@ def plan(config: Config) -> execution.Plan:
     def begin(params: Params, point: int, arrays: dict) -> tuple[Params, Params]:
         """Look at the curvature at a start, and at the loss along it."""
         pairs = curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(config.seed))
-        vector = jax.tree.map(lambda x: x[0], pairs.vectors)
+        vector = paths.at(pairs.vectors, 0)
         gradient = ravel(jax.grad(loss)(params))[0]
         along = float(gradient @ ravel(vector)[0])
         # The vector points to where gradient descent steps.
@@ -144,7 +144,7 @@ def plan(config: Config) -> execution.Plan:
             h * np.arange(count + 1, dtype=np.float32),
             rtol=config.rtol,
             atol=1e-6,
-            # Low accuracy, dear fields: an order of 5 takes half the evaluations of one of 8.
+            # At this low accuracy a method of order 5 takes half the evaluations of one of order 8.
             solver=diffrax.Tsit5(scan_kind="lax"),
         )
         return found.params, bool(found.completed)
@@ -162,7 +162,7 @@ def plan(config: Config) -> execution.Plan:
         arrays["completed"][point, which] = completed
         flat, steps_of = stacked(reached), stacked(path)
         count = int(np.sum(np.all(np.isfinite(flat), axis=1)))
-        kept = jax.tree.map(lambda x: x[:count], reached)
+        kept = paths.at(reached, slice(count))
         gone = np.linalg.norm(steps_of - steps_of[0], axis=1)
         at = (point, which, slice(count))
         arrays["loss"][at] = jax.device_get(jax.jit(lambda p: jax.lax.map(loss, p))(kept))
@@ -197,8 +197,7 @@ def plan(config: Config) -> execution.Plan:
 
 def stacked(path: Params) -> np.ndarray:
     """A path as a matrix [time, n] in double precision."""
-    leaves = [np.asarray(x, np.float64).reshape(len(x), -1) for x in jax.tree.leaves(path)]
-    return np.concatenate(leaves, axis=1)
+    return np.asarray(paths.as_matrix(path), np.float64)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:

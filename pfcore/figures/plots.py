@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from pfcore import paths
 from pfcore._checks import ArrayLike, Loss, ScalarLike, check_count, check_positive
 from pfcore._trees import Params, ravel
 from pfcore.curvature import SpectralDensity, Track
@@ -229,7 +230,7 @@ def plot_trajectory(
     levels = check_count("levels", levels, minimum=1)
     resolution = check_count("resolution", resolution, minimum=2)
     path = jax.tree.map(jnp.asarray, path)
-    flat = jax.vmap(lambda tree: ravel(tree)[0])(path)
+    flat = paths.as_matrix(path)
     points = np.asarray(flat, float)
     if points.shape[0] < 3 or points.shape[1] < 2:
         raise ValueError(
@@ -238,7 +239,7 @@ def plot_trajectory(
     if not np.all(np.isfinite(points)):
         first = int(np.argmin(np.isfinite(points).all(axis=1)))
         raise ValueError(f"the path is not finite from point {first} on; pass the part before it")
-    unravel = ravel(jax.tree.map(lambda x: x[0], path))[1]
+    unravel = ravel(paths.at(path, 0))[1]
     if points.shape[1] == 2:
         origin, directions = np.zeros(2), np.eye(2)
         names = ["first parameter", "second parameter"]

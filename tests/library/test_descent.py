@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pfcore
-from tests.conftest import flatten_path, mixed_loss, mixed_params
+from tests.conftest import flatten, flatten_path, mixed_loss, mixed_params
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -29,6 +29,13 @@ def test_closed_form_on_a_quadratic():
 def test_no_steps_returns_the_start():
     path = pfcore.gradient_descent(mixed_loss, mixed_params(), 0.1, 0)
     assert jax.tree.map(jnp.shape, path)["w"] == (1, 2, 3)
+
+
+@pytest.mark.parametrize("num_steps", [0, 7])
+def test_the_last_iterate_alone(num_steps):
+    path = pfcore.gradient_descent(mixed_loss, mixed_params(), 0.3, num_steps)
+    last = pfcore.gradient_descent(mixed_loss, mixed_params(), 0.3, num_steps, keep_path=False)
+    np.testing.assert_array_equal(flatten(last), flatten_path(path)[-1])
 
 
 def test_divergence_is_visible():

@@ -58,6 +58,34 @@ def test_time_starts_at_zero_whatever_the_first_time():
     np.testing.assert_allclose(late.params[0], both.params[1], rtol=1e-6)
 
 
+def test_follows_to_the_times_of_steps():
+    """On a quadratic the principal flow passes through the iterates of gradient descent."""
+    h = 0.7
+    path = pfcore.follow(principal_flow(QUADRATIC, h), START, h, 4, per_step=3, rtol=1e-9)
+    np.testing.assert_allclose(path.times, h * np.arange(13) / 3, rtol=1e-15)
+    steps = pfcore.gradient_descent(QUADRATIC, START, h, 4)
+    np.testing.assert_allclose(path.params[::3], steps, atol=1e-8)
+
+
+def test_follows_for_traced_learning_rates_of_another_precision():
+    rates = jnp.array([0.25, 0.5], jnp.float32)
+    start = jnp.array([1.0, 0.5])
+    flow = negative_gradient_flow(quadratic_of(jnp.array([1.0, 3.0])))
+    batched = jax.jit(jax.vmap(lambda h: pfcore.follow(flow, start, h, 2).params))(rates)
+    for h, params in zip(rates, batched, strict=True):
+        np.testing.assert_allclose(params, pfcore.follow(flow, start, h, 2).params, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "num_steps", "per_step", "message"),
+    [(-0.1, 3, 1, "learning_rate"), (0.1, 0, 1, "num_steps"), (0.1, 3, 0, "per_step")],
+)
+def test_follow_rejects(learning_rate, num_steps, per_step, message):
+    flow = negative_gradient_flow(lambda x: jnp.sum(x**2))
+    with pytest.raises(ValueError, match=message):
+        pfcore.follow(flow, jnp.ones(2), learning_rate, num_steps, per_step=per_step)
+
+
 def test_blow_up_is_reported_and_earlier_positions_are_kept():
     """E = −x⁴/4: x′ = x³ ends at t = 1/2 from x = 1."""
     flow = negative_gradient_flow(lambda x: -jnp.sum(x**4) / 4)

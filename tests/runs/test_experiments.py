@@ -105,7 +105,7 @@ def initial_params(activation: str = "tanh"):
 
 
 def dense(path, activation=jnp.tanh) -> Dense:
-    unravel = ravel(jax.tree.map(lambda x: x[0], path))[1]
+    unravel = ravel(pfcore.paths.at(path, 0))[1]
     flat = jnp.asarray(flatten_path(path))
 
     def loss(x):
@@ -677,7 +677,7 @@ def test_learning_rate_change(edge, expected):
             np.testing.assert_array_equal(record[name][2][:10], unbroken[:10], err_msg=name)
     # The other branch, by plain descent from the same point.
     path = pfcore.gradient_descent(written_out, initial_params(), 0.8, 10)
-    after = pfcore.gradient_descent(written_out, jax.tree.map(lambda x: x[10], path), 0.2, 9)
+    after = pfcore.gradient_descent(written_out, pfcore.paths.at(path, 10), 0.2, 9)
     slower = dense(after)
     np.testing.assert_allclose(record["loss"][1][10:], slower.losses, rtol=1e-4)
     off = np.abs(record["eigenvalues"][1][10:, 0] - slower.values[:, 0])
@@ -744,7 +744,7 @@ def check_descent_itself(record, point: int, start: int, expected: Dense):
 def check_gradient_flow(record, point: int, path):
     """Its loss never rises; and against steps of Runge and Kutta."""
     assert np.all(np.diff(record["loss"][point, 1]) < 0)
-    unravel = ravel(jax.tree.map(lambda x: x[0], path))[1]
+    unravel = ravel(pfcore.paths.at(path, 0))[1]
     slope = jax.jit(lambda x: -jax.grad(lambda x: written_out(unravel(x)))(x))
     steps, dt = flatten_path(path), np.float32(0.1 / 5)
     x = jnp.asarray(steps[0])
@@ -788,7 +788,7 @@ def test_hessian_through_training():
     path = pfcore.gradient_descent(
         lambda p: written_out(p, lambda x: x), initial_params("identity"), 0.5, 3
     )
-    found = dense(jax.tree.map(lambda x: x[np.array([0, 3])], path), lambda x: x)
+    found = dense(pfcore.paths.at(path, np.array([0, 3])), lambda x: x)
     np.testing.assert_array_equal(record["step"], steps[:3])
     assert record.info["diverged"] is True and record.info["diverged_at_step"] == 4000
     assert not np.isfinite(record["loss"][2]) and np.isnan(record["eigenvalues"][2]).all()

@@ -336,7 +336,7 @@ def test_too_few_products_are_reported(max_products):
     there = min(max_products, 5)
     assert np.all(np.isnan(pairs.values[there:])) and np.all(np.isinf(pairs.residuals[there:]))
     assert not np.any(pairs.converged[there:])
-    honest = jax.tree.map(lambda x: x[:there], pairs._replace(num_products=np.zeros(there)))
+    honest = pfcore.paths.at(pairs._replace(num_products=np.zeros(there)), slice(there))
     assert_honest(honest, hessian, eigenvalues, 1e-8)
 
 
@@ -427,7 +427,7 @@ def test_vmap_over_learning_rates():
     scaled, moved, converged = jax.jit(jax.vmap(sharpness))(rates)
     assert np.all(converged)
     for i, h in enumerate(rates):
-        dense = pfcore.curvature.spectrum(mixed_loss, jax.tree.map(lambda x, i=i: x[i], moved))
+        dense = pfcore.curvature.spectrum(mixed_loss, pfcore.paths.at(moved, i))
         np.testing.assert_allclose(scaled[i], h * dense[::-1][:2], rtol=1e-6)
 
 

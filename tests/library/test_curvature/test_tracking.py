@@ -93,9 +93,9 @@ def test_tracker_inside_a_training_loop():
 
         return jax.lax.scan(step, (params, follow.init(params, key)), length=30)[1]
 
-    start = jax.tree.map(lambda x: x[0], path)
+    start = pfcore.paths.at(path, 0)
     params, values, vectors, gradients = train(start, jax.random.key(0))
-    after = jax.tree.map(lambda x: x[1:], path)
+    after = pfcore.paths.at(path, slice(1, None))
     np.testing.assert_allclose(flatten_path(params), flatten_path(after), rtol=1e-9, atol=1e-12)
     expected = jax.vmap(jax.grad(loss.loss))(after)
     np.testing.assert_allclose(

@@ -72,7 +72,7 @@ class Run(NamedTuple):
 def run(name: str, make, midpoints, **options) -> Run:
     loss, h, start, steps = TOYS[name]
     iterates = np.asarray(pfcore.gradient_descent(loss, jnp.array(start), h, steps + 2))
-    path = pfcore.integrate(make(loss, h), jnp.array(start), h * np.arange(steps + 1), **options)
+    path = pfcore.follow(make(loss, h), jnp.array(start), h, steps, **options)
     apart = np.asarray(path.params) - midpoints(iterates)[: steps + 1]
     return Run(
         path,
@@ -112,7 +112,7 @@ def digits_at_the_edge(steps: int = 250) -> AtTheEdge:
     loss, params = pfcore.losses.full_batch(
         model, data.train_inputs[:300], data.train_targets[:300], kind="mse"
     )
-    params = jax.tree.map(lambda x: x[-1], pfcore.gradient_descent(loss, params, h, 200))
+    params = pfcore.gradient_descent(loss, params, h, 200, keep_path=False)
     pairs = pfcore.curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(0), tolerance=1e-6)
     params = jax.tree.map(lambda x, u: x + 0.01 * u[0], params, pairs.vectors)
     path = pfcore.gradient_descent(loss, params, h, steps + 2)

@@ -60,8 +60,8 @@ def test_is_gradient_flow_below_the_edge():
     euler = pfcore.gradient_descent(mixed_loss, params, h / 3, 12)
     for i in range(5):
         np.testing.assert_allclose(
-            flatten(jax.tree.map(lambda x, i=i: x[i], path.params)),
-            flatten(jax.tree.map(lambda x, i=i: x[3 * i], euler)),
+            flatten(pfcore.paths.at(path.params, i)),
+            flatten(pfcore.paths.at(euler, 3 * i)),
             rtol=1e-9,
         )
     np.testing.assert_array_equal(flatten(path.oscillation), 0)
@@ -200,7 +200,7 @@ def test_follows_a_network_at_the_edge():
     assert bool(path.completed) and float(jnp.max(path.residual)) < 1e-9
     assert apart < 0.03 and loss_error < 0.03
     one = pfcore.curvature.top_eigenpairs(
-        network.loss, jax.tree.map(lambda x: x[-1], path.params), 1, key=jax.random.key(0)
+        network.loss, pfcore.paths.at(path.params, -1), 1, key=jax.random.key(0)
     )
     np.testing.assert_allclose(network.h * one.values[0], 2, atol=1e-4)
 
@@ -223,17 +223,6 @@ def test_refuses_losses_without_third_derivatives(dtype):
         else:
             with pytest.raises(ValueError, match=r"kinks.*tanh or gelu"):
                 central_flow(loss, 0.1).init(params)
-
-
-def test_a_double_precision_rate_leaves_single_precision_parameters():
-    """Under strict promotion, in which a strongly typed rate may not meet them."""
-    params, h = mixed_params(jnp.float32), jnp.array(0.1, jnp.float64)
-    flow = central_flow(mixed_loss, h)
-    path = pfcore.integrate(flow, params, [0.0, 0.1], rtol=1e-3)
-    assert bool(path.completed)
-    assert {x.dtype for x in jax.tree.leaves((path.params, path.expected_loss))} == {
-        jnp.dtype(jnp.float32)
-    }
 
 
 def test_refuses_wrong_options():

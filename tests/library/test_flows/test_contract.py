@@ -132,10 +132,8 @@ def test_jit_and_vmap_over_learning_rate_and_start(make, x64):
 
     batched = jax.jit(jax.vmap(end))(rates, starts)
     for i in range(2):
-        single = end(float(rates[i]), jax.tree.map(lambda x, i=i: x[i], starts))
-        np.testing.assert_allclose(
-            flatten(jax.tree.map(lambda x, i=i: x[i], batched)), flatten(single), rtol=1e-5
-        )
+        single = end(float(rates[i]), pfcore.paths.at(starts, i))
+        np.testing.assert_allclose(flatten(pfcore.paths.at(batched, i)), flatten(single), rtol=1e-5)
 
 
 @every_flow

@@ -1,4 +1,3 @@
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,15 +5,8 @@ import pytest
 
 import pfcore
 from pfcore.flows import EdgeState, Flow, edge_flow
-from tests.conftest import flatten, mixed_loss, mixed_params
-from tests.library.test_flows.edge_toys import (
-    TOYS,
-    digits_at_the_edge,
-    energy_ratio,
-    halfway,
-    run,
-    sharp_valley,
-)
+from tests.conftest import flatten, flatten_path, mixed_loss, mixed_params
+from tests.library.test_flows.edge_toys import TOYS, halfway, run
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,12 +20,7 @@ def test_starts_with_the_sharpest_part_of_the_first_step():
     flow = edge_flow(mixed_loss, h)
     state = flow.init(params)
     assert isinstance(flow, Flow) and isinstance(state, EdgeState)
-    first, second = (
-        flatten(
-            jax.tree.map(lambda x, i=i: x[i], pfcore.gradient_descent(mixed_loss, params, h, 1))
-        )
-        for i in range(2)
-    )
+    first, second = flatten_path(pfcore.gradient_descent(mixed_loss, params, h, 1))
     centre = flatten(flow.position(state))
     np.testing.assert_allclose(centre, (first + second) / 2, rtol=1e-12)
     _, unravel = jax.flatten_util.ravel_pytree(params)
@@ -80,16 +67,6 @@ def test_grows_as_gradient_descent_does_on_quadratics():
         np.testing.assert_allclose(sizes, h / 2 * abs(1 - h) ** np.arange(6), rtol=1e-5)
 
 
-def test_the_secant_has_two_cycles_exactly():
-    one = run("Q1", secant, halfway)
-    np.testing.assert_allclose(one.amplitude[-1], np.sqrt(0.2), rtol=1e-6)
-    two = run("Q2", secant, halfway)
-    np.testing.assert_allclose(two.path.params[-1], [0, 8 / 15], atol=1e-6)
-    np.testing.assert_allclose(two.amplitude[-1], np.sqrt(1 / 15), rtol=1e-6)
-    np.testing.assert_allclose(two.sharpness[-1], 31 / 15, atol=1e-5)
-    assert abs(two.distance - 0.0042) < 0.2 * 0.0042
-
-
 def test_the_curvature_of_the_centre_has_not():
     """It rests at 2, where gradient descent is beyond, or grows for ever, and says so."""
     two = run("Q2", edge_flow, halfway)
@@ -130,46 +107,6 @@ def test_batches_over_learning_rates_in_single_precision():
     batched = jax.jit(jax.vmap(end))(rates)
     assert batched.params.dtype == jnp.float32
     np.testing.assert_allclose(batched.params[0], end(rates[0]).params, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"curvature": "secant", "growth": "linear"}])
-def test_gains_energy_at_the_wrong_rate(options):
-    """9ζ² less than gradient descent's 2 - 9ζ², by 2."""
-    h, epsilon, zeta = 0.3, 1e-4, 0.5
-    start = jnp.array([1.6 * np.sqrt(2 * epsilon), 2 / h])
-    flow = edge_flow(sharp_valley(zeta, epsilon), h, **options)
-    path = pfcore.integrate(flow, start, h * np.arange(9001), max_steps=10**5)
-    amplitude = np.linalg.norm(path.oscillation, axis=1)
-    ratio = energy_ratio(np.asarray(path.params)[:, 1], amplitude, h, epsilon)
-    np.testing.assert_allclose(ratio - (2 - 9 * zeta**2), -2, atol=0.005)
-
-
-@pytest.mark.slow
-def test_follows_a_network_at_the_edge():
-    network = digits_at_the_edge()
-    times = network.h * np.arange(251)
-    path = pfcore.integrate(
-        edge_flow(network.loss, network.h),
-        network.params,
-        times,
-        rtol=1e-4,
-        solver=diffrax.Bosh3(scan_kind="lax"),
-    )
-    apart, loss_error = network.compare(path, halfway)
-    assert bool(path.completed)
-    assert apart < 0.01 and loss_error < 0.01
-
-
-def test_a_double_precision_rate_leaves_single_precision_parameters():
-    """Under strict promotion, in which a strongly typed rate may not meet them."""
-    params, h = mixed_params(jnp.float32), jnp.array(0.1, jnp.float64)
-    flow = edge_flow(mixed_loss, h)
-    path = pfcore.integrate(flow, params, [0.0, 0.1], rtol=1e-3)
-    assert bool(path.completed)
-    assert {x.dtype for x in jax.tree.leaves((path.params, path.expected_loss))} == {
-        jnp.dtype(jnp.float32)
-    }
 
 
 def test_refuses_wrong_options():

@@ -428,7 +428,7 @@ def at_the_edge():
         model, data.train_inputs[:300], data.train_targets[:300], kind="mse"
     )
     h = 0.55
-    params = jax.tree.map(lambda x: x[-1], pfcore.gradient_descent(loss, params, h, 150))
+    params = pfcore.gradient_descent(loss, params, h, 150, keep_path=False)
     pair = pfcore.curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(0))
     assert h * float(pair.values[0]) == pytest.approx(1.9443, abs=1e-3)
     params = jax.tree.map(lambda p, u: p + 0.01 * u[0], params, pair.vectors)
