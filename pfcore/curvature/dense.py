@@ -52,11 +52,12 @@ def gradient_and_hessian(loss: Any, params: Params) -> tuple[jax.Array, jax.Arra
 def apply_to_vector(
     function: Callable[[jax.Array], jax.Array], product: MatVec, vector: jax.Array
 ) -> jax.Array:
-    r"""$f(A)v$ exact to rounding, for a symmetric (real or complex) $A$ given by its products.
+    r"""$f(A)v$ to machine precision, for a symmetric (real or complex) $A$ given by its products.
 
-    Forming and diagonalising $A$ is dear: 0.3 s for a complex Hessian of size 431, against 0.03 s
-    for the Krylov space of v that is tried first. Where the coordinates of the answer in that space
-    have died away to rounding, the answer is there; otherwise $A$ is formed and diagonalised.
+    Forming and diagonalising $A$ is expensive: 0.3 s for a complex Hessian of size 431, against
+    0.03 s for the Krylov space of v, which is tried first. If the coordinates of $f(A)v$ in that
+    space decay to machine precision, they give the result; otherwise $A$ is formed and
+    diagonalised.
     """
 
     def diagonalise() -> jax.Array:
@@ -72,7 +73,7 @@ def apply_to_vector(
 
 
 def _memory() -> int | None:
-    """Bytes that the default device has, if it tells."""
+    """Memory of the default device in bytes; None if unknown."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -83,15 +84,15 @@ def _memory() -> int | None:
 
 
 def check_fits(n: int, dtype: jnp.dtype) -> None:
-    """Refuse a dense matrix of size n that memory cannot hold."""
+    """Raise an error if a dense matrix of size n does not fit into memory."""
     # The columns as they are formed, the matrix made symmetric, and the eigensolver's copy.
     needed, available = 3 * n * n * jnp.dtype(dtype).itemsize, _memory()
     if available is not None and needed > available:
         raise ValueError(
             f"the dense Hessian of {n:,} parameters takes {needed:,} bytes "
             f"({needed / 2**30:.1f} GiB) in {jnp.dtype(dtype)}, more than the "
-            f"{available / 2**30:.1f} GiB of this device; use top_eigenpairs for its ends, "
-            "spectral_density for the whole, or subset for a part of the parameters"
+            f"{available / 2**30:.1f} GiB of this device; use top_eigenpairs for the extreme "
+            "eigenvalues, spectral_density for their distribution, or subset for some parameters"
         )
 
 
@@ -114,13 +115,13 @@ def spectrum(loss: LossOrCurvature, params: Params) -> jax.Array:
       params: any pytree of floating-point arrays with $n$ numbers in all.
 
     Returns:
-      Eigenvalues $\lambda_{n-1} \le \dots \le \lambda_0$, shape [n], each to within some roundings
-      of $\|H\|$. NaN where the products were not finite, or the matrix is not symmetric (a loss
-      with a custom derivative that is none).
+      Eigenvalues $\lambda_{n-1} \le \dots \le \lambda_0$, shape [n], each to within a few machine
+      epsilons times $\|H\|$. NaN if the products are not finite, or the matrix is not symmetric (a
+      loss with an incorrect custom derivative).
 
     Raises:
       ValueError: the loss is not a finite scalar at `params`, or the matrix does not fit into
-        memory; the message says how many bytes it takes.
+        memory; the message states the required bytes.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

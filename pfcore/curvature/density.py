@@ -1,13 +1,12 @@
-r"""The distribution of all eigenvalues at once, by stochastic Lanczos quadrature.
+r"""The distribution of all eigenvalues, by stochastic Lanczos quadrature.
 
-Lanczos' iteration from a random vector $v$ gives a Gauss quadrature rule for the distribution of
+Lanczos iteration from a random vector $v$ gives a Gauss quadrature rule for the distribution of
 eigenvalues weighted by $(u_i^\top v)^2$: nodes are the eigenvalues of the tridiagonal matrix,
-weights the squares of the first components of its eigenvectors. Averaged over probes the weights
-become $1/n$, and the rule is one for the spectral density
-$\frac1n \sum_i \delta(\lambda - \lambda_i)$.
+weights the squares of the first components of its eigenvectors. Averaged over probes, this becomes
+a quadrature rule for the spectral density $\frac1n \sum_i \delta(\lambda - \lambda_i)$.
 
-matfree's quadrature returns the integral of one function; nodes and weights are kept here, so that
-one run serves every moment and every bandwidth.
+matfree's quadrature returns the integral of one function. Here nodes and weights are kept, so that
+one run gives every moment and every bandwidth.
 """
 
 import math
@@ -32,7 +31,7 @@ def spread(samples: jax.Array) -> jax.Array:
     count = len(samples)
     if count == 1:
         return jnp.full(samples.shape[1:], jnp.nan, samples.dtype)
-    # Squares of the samples themselves may leave the range of the precision.
+    # Scaled, because squares of the samples may overflow or underflow.
     unit = jnp.max(jnp.abs(samples), axis=0)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
     return unit * (jnp.std(samples / unit, axis=0, ddof=1) / math.sqrt(count))
@@ -42,7 +41,7 @@ class SpectralDensity(NamedTuple):
     r"""Quadrature rules for the spectral density, one for each of p probes.
 
     Attributes:
-      nodes: [p, m]; NaN where the products were not finite or not those of a symmetric matrix.
+      nodes: [p, m]; NaN if the products were not finite or the matrix not symmetric.
       weights: [p, m], non-negative, each row sums to 1.
       symmetric: whether the products were finite and symmetric, [p].
       num_products: Hessian-vector products used.
@@ -55,10 +54,10 @@ class SpectralDensity(NamedTuple):
 
     @property
     def rounding(self) -> jax.Array:
-        r"""How far rounding may have moved the nodes of each probe, some roundings of $\|H\|$.
+        r"""Rounding error of the nodes of each probe, a few machine epsilons times $\|H\|$.
 
-        What lies closer together, or closer to zero, is not told apart: under an outlier a million
-        times the bulk, single precision blurs the bulk.
+        Eigenvalues closer to each other, or to zero, are not resolved: in single precision an
+        outlier a million times the bulk blurs the bulk.
         """
         return rounding(jnp.max(jnp.abs(self.nodes), axis=1))
 
@@ -71,7 +70,7 @@ class SpectralDensity(NamedTuple):
         return jnp.mean(self._moments(k))
 
     def moment_error(self, k: int) -> jax.Array:
-        """Standard error of `moment` over the probes, and what rounding may add."""
+        """Standard error of `moment` over the probes, including rounding error."""
         k = check_count("k", k, minimum=0)
         if k == 0:
             return spread(self._moments(0))
@@ -107,7 +106,7 @@ class SpectralDensity(NamedTuple):
         scale: str = "linear",
         linear_threshold: ScalarLike = 1e-3,
     ) -> jax.Array:
-        r"""The density, each eigenvalue widened to a Gaussian, at points of a grid.
+        r"""The density, with each eigenvalue smoothed by a Gaussian, at the points of a grid.
 
         Args:
           grid: eigenvalues, any shape.
@@ -163,17 +162,17 @@ def spectral_density(
     depth: int = 30,
     batch_size: int | None = None,
 ) -> SpectralDensity:
-    r"""The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
+    r"""Density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       key: for the probes, `jax.random.key(seed)`.
       num_probes: p, independent normal vectors; errors fall as $1/\sqrt p$, and as $1/\sqrt n$.
-      depth: m, products for each probe, clipped to n. Twice the depth halves what can be told
-        apart; with full reorthogonalisation, so that no eigenvalue is counted twice.
-      batch_size: probes that share one pass of products. By default one at a time, which bounds
-        memory by $m + 3$ vectors and is the fastest on a CPU.
+      depth: m, products for each probe, clipped to n. Doubling it halves the resolved spacing. Full
+        reorthogonalisation ensures that no eigenvalue is counted twice.
+      batch_size: number of probes multiplied together. By default one at a time, which needs memory
+        for $m + 3$ vectors and is fastest on a CPU.
 
     Returns:
       A `SpectralDensity`.

@@ -1,7 +1,7 @@
-"""Sharpness along one direction: that of the gradient, of an update, of a mini-batch's gradient.
+"""Sharpness along one direction: of the gradient, an update, or a mini-batch's gradient.
 
-The largest eigenvalue is the worst case. What a step meets is the curvature along the step, which
-costs one product, or the change of the loss itself, which costs forward passes only.
+The largest eigenvalue is the worst case. A step depends on the curvature along its own direction,
+which costs one product, or on the change of the loss, which costs forward passes only.
 """
 
 import functools
@@ -41,11 +41,11 @@ class DirectionalSharpness(NamedTuple):
     Attributes:
       value: $u^\top H u / u^\top u$, between the smallest and the largest eigenvalue; NaN for
         $u = 0$.
-      rounding: how far the rounding of the product may have moved it.
+      rounding: rounding error of `value`.
       critical_learning_rate: $2\,(-g^\top u)/(u^\top H u)$, at which the quadratic model of the
-        loss along $\theta + hu$ is back at its start; 2/value for the gradient itself. Infinite
-        where the curvature is not positive, negative where u ascends, NaN for $u = 0$. None for a
-        curvature that has no gradient, such as `fisher` or `symmetric`: it belongs to no loss.
+        loss along $\theta + hu$ returns to its initial value; 2/value for the gradient itself.
+        Infinite where the curvature is not positive, negative where u ascends, NaN for $u = 0$.
+        None for a curvature without a gradient, such as `fisher` or `symmetric`.
     """
 
     value: Float[Array, ""]
@@ -58,12 +58,12 @@ def _along(at: Flat, update: jax.Array) -> DirectionalSharpness:
     direction = normalised(update, size, size > 0)
     image = at.product(direction)
     value = jnp.where(size > 0, jnp.vdot(direction, image), jnp.nan)
-    # A product is off by some roundings of ‖H‖, of which ‖Hu‖ is what is known.
+    # The error of a product is a few machine epsilons times ‖H‖, estimated here by ‖Hu‖.
     lost = rounding(norm(image).astype(value.dtype))
     if at.gradient is None:
         return DirectionalSharpness(value, lost, None)
-    # Lengths and directions apart, and no quotient of a quotient, of which XLA would divide by
-    # the product: they leave the range of the precision with the unit of the loss.
+    # Norms and directions are kept apart: squares of gradients overflow or underflow with the unit
+    # of the loss. So do nested quotients, since XLA divides by the product of the denominators.
     steepest = norm(at.gradient).astype(size.dtype)
     cosine = -jnp.vdot(normalised(at.gradient, steepest, steepest > 0), direction)
     positive = value > 0
@@ -86,28 +86,28 @@ def directional_sharpness(
 ) -> DirectionalSharpness:
     r"""Curvature along the gradient or along an optimiser's update, $u^\top H u / u^\top u$.
 
-    For one product. Along the gradient it is $g^\top H g / g^\top g$, and gradient descent's next
-    step lowers the quadratic model of the loss where this is below $2/h$. For an adaptive
-    optimiser, pass its update, and compare its learning rate with `critical_learning_rate`.
+    Costs one product. Along the gradient it is $g^\top H g / g^\top g$; if this is below $2/h$, the
+    next step of gradient descent lowers the quadratic model of the loss. For an adaptive optimiser,
+    pass its update, and compare its learning rate with `critical_learning_rate`.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
-      update: u, of the structure and shapes of `params`: what is added to them, of any length. By
-        default $-g$; for a preconditioned curvature, that in its coordinates.
+      update: u, with the structure and shapes of `params`, of any norm. By default $-g$; for a
+        preconditioned curvature, $-g$ in its coordinates.
 
     Returns:
       A `DirectionalSharpness`.
 
     Raises:
-      ValueError: the loss is not a finite scalar at `params`, the update does not fit, or is left
-        out for a curvature that has no gradient.
+      ValueError: the loss is not a finite scalar at `params`, the update does not match `params`,
+        or it is missing for a curvature without a gradient.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
       >>> loss = lambda x: 0.5 * (4 * x[0] ** 2 + x[1] ** 2)
-      >>> found = pfcore.curvature.directional_sharpness(loss, jnp.array([1.0, 0.0]))
-      >>> float(found.value), float(found.critical_learning_rate)
+      >>> along = pfcore.curvature.directional_sharpness(loss, jnp.array([1.0, 0.0]))
+      >>> float(along.value), float(along.critical_learning_rate)
       (4.0, 0.5)
 
     References:
@@ -129,13 +129,13 @@ class CriticalLearningRate(NamedTuple):
     r"""The learning rate at which one step first raises the loss, between two bounds.
 
     Attributes:
-      lower: a step this long lowers the loss, by more than its rounding.
-      upper: a step this long raises it, by more than its rounding, or makes it infinite or NaN.
-      found: whether there are both; otherwise `lower` is 0, if no step tried lowered the loss, or
-        `upper` is infinite, if none raised it.
-      converged: whether `upper - lower` is at most `tolerance` times `upper`. Rounding may end the
-        search before.
-      num_evaluations: of the loss.
+      lower: a learning rate that lowers the loss, by more than its rounding error.
+      upper: one that raises it, by more than its rounding error, or makes it infinite or NaN.
+      found: whether both bounds exist. Otherwise `lower` is 0 if no step tried lowered the loss, or
+        `upper` is infinite if none raised it.
+      converged: whether `upper - lower` is at most `tolerance` times `upper`. Rounding error may
+        end the search earlier.
+      num_evaluations: number of evaluations of the loss.
     """
 
     lower: Float[Array, ""]
@@ -146,7 +146,7 @@ class CriticalLearningRate(NamedTuple):
 
     @property
     def value(self) -> jax.Array:
-        """The middle of the bracket; NaN where none was found."""
+        """The middle of the bracket; NaN if there is none."""
         return jnp.where(self.found, (self.lower + self.upper) / 2, jnp.nan)
 
     @property
@@ -156,12 +156,12 @@ class CriticalLearningRate(NamedTuple):
 
 
 class _Search(NamedTuple):
-    rate: jax.Array  # to be tried next
-    lower: jax.Array  # the longest that lowers the loss, 0 if none is known
-    upper: jax.Array  # the shortest that raises it, infinite if none is known
+    rate: jax.Array  # the next to try
+    lower: jax.Array  # the largest rate known to lower the loss, or 0
+    upper: jax.Array  # the smallest rate known to raise it, or infinity
     evaluations: jax.Array
-    equal: jax.Array  # how many of the last rates, in a row, did neither
-    middle: jax.Array  # one in the bracket that did neither, 0 if there is none
+    equal: jax.Array  # number of successive rates that did neither
+    middle: jax.Array  # a rate within the bracket that did neither, or 0
     done: jax.Array
 
 
@@ -175,7 +175,7 @@ def _search(
 ) -> CriticalLearningRate:
     begin = loss(params)
     dtype = start.dtype
-    # What is closer than this may be equal.
+    # Smaller differences may be rounding error.
     blur = ROUNDINGS * float(jnp.finfo(begin.dtype).eps) * jnp.abs(begin)
 
     def is_narrow(lower: jax.Array, upper: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def _search(
         lower = jnp.where(lowered, rate, search.lower)
         upper = jnp.where(raised, rate, search.upper)
         bracket, bounded = (lower > 0) & jnp.isfinite(upper), jnp.isfinite(upper)
-        # Halving, then bisection; where rounding hides the crossing, a step to either side of it.
+        # Halving, then bisection; if rounding hides the crossing, one rate on either side of it.
         hidden = bracket & neither & (search.middle == 0)
         middle = jnp.where(hidden, rate, search.middle)
         below, above = (1 - tolerance / 2) * middle, (1 + 0.49 * tolerance) * middle
@@ -203,7 +203,7 @@ def _search(
             ),
         )
         equal = jnp.where(neither, search.equal + 1, 0)
-        # A loss that stays the same over two halvings is not going to be seen to fall.
+        # If the loss does not change over two halvings, a decrease is below rounding error.
         blind = bounded & ~bracket & (equal >= 2)
         tried = (search.middle > 0) & (rate > search.middle)
         usable = (following > 0) & jnp.isfinite(following)
@@ -211,7 +211,7 @@ def _search(
         return _Search(following, lower, upper, search.evaluations + 1, equal, middle, done)
 
     zero = jnp.zeros((), dtype)
-    found = jax.lax.while_loop(
+    end = jax.lax.while_loop(
         lambda search: ~search.done & (search.evaluations < most),
         step,
         _Search(
@@ -225,11 +225,11 @@ def _search(
         ),
     )
     return CriticalLearningRate(
-        lower=found.lower,
-        upper=found.upper,
-        found=(found.lower > 0) & jnp.isfinite(found.upper),
-        converged=is_narrow(found.lower, found.upper),
-        num_evaluations=found.evaluations,
+        lower=end.lower,
+        upper=end.upper,
+        found=(end.lower > 0) & jnp.isfinite(end.upper),
+        converged=is_narrow(end.lower, end.upper),
+        num_evaluations=end.evaluations,
     )
 
 
@@ -251,39 +251,39 @@ def critical_learning_rate(
 
     $$h_c = \min\{h > 0 : E(\theta + hu) > E(\theta)\}$$
 
-    by forward passes alone: no gradient, no Hessian product, so that it serves models too large
-    for either. The rate is doubled until the loss rises, or halved until it falls, and then the
-    bracket is halved. For gradient descent, $u = -g$, it is $2/\lambda_0$ on a quadratic along the
-    top eigenvector, and more elsewhere.
+    by forward passes alone, without gradients or Hessian products, so that it works for models too
+    large for either. The rate is doubled until the loss rises, or halved until it falls; then the
+    bracket is bisected. For gradient descent, $u = -g$, it is $2/\lambda_0$ on a quadratic along
+    the top eigenvector, and larger elsewhere.
 
-    What is looked at are powers of two times `start`, until one raises the loss. A rise that is
-    over before the next power of two is not seen; a `start` far below $h_c$ makes that unlikely to
-    matter, at one evaluation for each doubling.
+    Rates are tried at powers of two times `start` until one raises the loss. A rise and fall
+    between two of them is missed. A `start` far below $h_c$ makes that unlikely, at the cost of one
+    evaluation for each doubling.
 
     Args:
       loss: $E$, from `params` to a real scalar.
       params: any pytree of floating-point arrays, $\theta$.
-      update: u, what a step of learning rate 1 adds to the parameters: $-g$, or the update of an
-        optimiser, over its learning rate.
-      start: the first rate to try. In a training loop, the last one found.
+      update: u, which a step of learning rate 1 adds to the parameters: $-g$, or an optimiser's
+        update divided by its learning rate.
+      start: the first rate to try. In a training loop, pass the previous result.
       tolerance: width of the bracket, relative to its upper end; the default is 1/16, the paper's.
-      max_evaluations: of the loss, at most, at least 2.
+      max_evaluations: largest number of evaluations of the loss, at least 2.
 
     Returns:
-      A `CriticalLearningRate`, with the bracket. Where u ascends there is none: `found` is False,
-      as it is where no step tried raises the loss.
+      A `CriticalLearningRate`, with the bracket. `found` is False if u ascends, or if no step tried
+      raises the loss.
 
     Raises:
-      ValueError: the loss is not a finite scalar at `params`, the update does not fit, an option is
-        not positive.
+      ValueError: the loss is not a finite scalar at `params`, the update does not match `params`,
+        or an option is not positive.
       TypeError: `loss` is a `Curvature`, or `max_evaluations` is not an integer.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
       >>> loss = lambda x: 2.0 * x[0] ** 2
       >>> x = jnp.ones(1)
-      >>> found = pfcore.curvature.critical_learning_rate(loss, x, -jax.grad(loss)(x))
-      >>> bool(found.lower < 0.5 <= found.upper), bool(found.converged)  # 2/λ₀ = 2/4
+      >>> critical = pfcore.curvature.critical_learning_rate(loss, x, -jax.grad(loss)(x))
+      >>> bool(critical.lower < 0.5 <= critical.upper), bool(critical.converged)  # 2/λ₀ = 2/4
       (True, True)
 
     References:
@@ -320,11 +320,11 @@ class MinibatchSharpness(NamedTuple):
 
     Attributes:
       mean: of $g_B^\top H_B\,g_B / g_B^\top g_B$ over the batches.
-      standard_error: of the mean, and what the rounding of the products adds; NaN for a single
+      standard_error: of the mean, including the rounding error of the products; NaN for a single
         batch.
       standard_deviation: over the batches; NaN for a single batch.
-      ratio: $\sum_B g_B^\top H_B\,g_B / \sum_B g_B^\top g_B$, in which batches with large gradients
-        count more.
+      ratio: $\sum_B g_B^\top H_B\,g_B / \sum_B g_B^\top g_B$, which weights batches by their
+        squared gradient norms.
       ratio_error: standard error of the ratio, to first order; NaN for a single batch.
       values: for each batch, [b].
     """
@@ -362,37 +362,37 @@ def minibatch_sharpness(
     params: Params,
     batches: Any,
 ) -> MinibatchSharpness:
-    r"""Curvature of each mini-batch's loss along its own gradient, and the mean over mini-batches.
+    r"""Curvature of each mini-batch's loss along its own gradient, and its mean over mini-batches.
 
     $$\mathbb{E}_B\left[\frac{g_B^\top H_B\,g_B}{g_B^\top g_B}\right],$$
 
-    which stochastic gradient descent brings to $2/h$, where full-batch gradient descent brings
+    which stochastic gradient descent drives to $2/h$, as full-batch gradient descent drives
     $\lambda_0$. Each batch costs a gradient and a product.
 
-    The error bars take the batches for independent draws; drawn without replacement from a finite
-    set, as in an epoch, they make them somewhat too long.
+    The standard errors assume independent batches. For batches drawn without replacement from a
+    finite set, as in an epoch, they are somewhat too large.
 
     Args:
       loss: `loss(params, batch)`, a real scalar; or a `Curvature` with a gradient, whose functions
         take a batch, in place of $H_B$, such as `gauss_newton`.
       params: any pytree of floating-point arrays, $\theta$.
-      batches: what goes through mini-batches as large as those of training, once; each a pytree of
-        arrays. Batches of one shape share a compiled program.
+      batches: an iterable of mini-batches as large as those of training, each a pytree of arrays.
+        Batches of one shape share a compiled program.
 
     Returns:
-      A `MinibatchSharpness`: the mean, with its spread, and the ratio of means, the other
+      A `MinibatchSharpness`: the mean with its spread, and the ratio of means, which is another
       definition in use.
 
     Raises:
       TypeError: `batches` is not iterable, or `loss` is not a function.
-      ValueError: there is no batch, or a curvature has no gradient.
+      ValueError: there are no batches, or a curvature has no gradient.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
       >>> loss = lambda w, x: 0.5 * jnp.mean((x * w[0]) ** 2)  # H_B = mean of x²
       >>> batches = [jnp.array([1.0, 1.0]), jnp.array([2.0, 2.0])]
-      >>> found = pfcore.curvature.minibatch_sharpness(loss, jnp.ones(1), batches)
-      >>> found.values.tolist(), float(found.mean)
+      >>> sharpness = pfcore.curvature.minibatch_sharpness(loss, jnp.ones(1), batches)
+      >>> sharpness.values.tolist(), float(sharpness.mean)
       ([1.0, 4.0], 2.5)
 
     References:
@@ -410,8 +410,8 @@ def minibatch_sharpness(
 
     def measured(params: Params, batch: Any, index: jax.Array) -> tuple[jax.Array, ...]:
         at = flat_product(of_batch(loss, batch, index), params)
-        found = _along(at, at.gradient)
-        return found.value, norm(at.gradient).astype(found.value.dtype), found.rounding
+        along = _along(at, at.gradient)
+        return along.value, norm(at.gradient).astype(along.value.dtype), along.rounding
 
     rows = []
     for number, each in enumerate(batches):
@@ -427,7 +427,7 @@ def minibatch_sharpness(
             )
             rows.append(_programs.run(program, *given))
     if not rows:
-        raise ValueError("there are no batches: the iterable is empty, or was gone through")
+        raise ValueError("there are no batches: the iterable is empty or exhausted")
     values, sizes, lost = (jnp.stack(column) for column in zip(*rows, strict=True))
     largest = jnp.max(sizes)
     return _summary(values, (sizes / jnp.where(largest > 0, largest, 1)) ** 2, lost)

@@ -1,14 +1,14 @@
 r"""The largest eigenvalues of the Hessian with their eigenvectors, certified by residuals.
 
-A subspace grows by one Hessian-vector product at a time, always in the direction of the residual
-of the first wanted pair that has not converged, and the eigenpairs of $H$ seen from within the
-subspace (Ritz pairs) are the answer. From one starting vector this is Lanczos' iteration with full
-reorthogonalisation and thick restarts; from several, such as the eigenvectors of a moment ago, it
-is a block Krylov method that spends its products where they are needed.
+A subspace grows by one Hessian-vector product at a time, in the direction of the residual of the
+first wanted pair that has not converged. The eigenpairs of $H$ projected onto the subspace (Ritz
+pairs) are the result. From one starting vector this is Lanczos iteration with full
+reorthogonalisation and thick restarts. From several, such as the eigenvectors of an earlier point,
+it is a block Krylov method that spends its products where they are needed.
 
-It is written here rather than taken from matfree, whose depth is fixed beforehand and whose
-results carry no residuals, or from `jax.experimental.sparse.linalg.lobpcg_standard`, which takes
-several times the products (`benchmarks/curvature.py`).
+It is implemented here because matfree's routine has a fixed depth and returns no residuals, and
+`jax.experimental.sparse.linalg.lobpcg_standard` takes several times as many products
+(`benchmarks/curvature.py`).
 """
 
 import functools
@@ -42,24 +42,24 @@ from pfcore.curvature.krylov import (
 from pfcore.curvature.products import LossOrCurvature, compiled
 
 WHICH = ("largest", "smallest", "magnitude")
-# Eigenvalues within this fraction of the largest magnitude of zero are resolved to an absolute
-# error: relative to themselves they could not be, in finite precision.
+# Eigenvalues smaller in magnitude than this fraction of the largest are resolved to an absolute
+# error, since in finite precision no relative error can be guaranteed.
 SMALL = 1e-3
-# Probability, over the random start, that a check for missed eigenvalues ends too early.
+# Probability, over the random start, that the check for missed eigenvalues ends too early.
 MISS = 0.05
-# Columns of the basis that a restart transforms at a time.
+# Number of columns of the basis that a restart transforms at a time.
 COLUMNS = 2**16
-# Share of noise in a challenger, so that it is never blind to a direction.
+# Share of noise in a challenger, so that it has a component along every direction.
 NOISE = 0.05
 
 
 class Eigenpairs(NamedTuple):
-    r"""Eigenvalues and eigenvectors of the Hessian, and what is known about their errors.
+    r"""Eigenvalues and eigenvectors of the Hessian, with error bounds.
 
     Attributes:
-      values: $\lambda_i$, [k], in the order asked for (largest, smallest or largest magnitude
-        first); NaN where the products were not finite or not those of a symmetric matrix.
-      vectors: $u_i$, orthonormal, of the structure of the parameters with a leading axis of k.
+      values: $\lambda_i$, [k], in the requested order (largest, smallest or largest magnitude
+        first); NaN if the products were not finite or the matrix is not symmetric.
+      vectors: $u_i$, orthonormal, with the structure of the parameters and a leading axis of k.
       residuals: $\|Hu_i - \lambda_i u_i\|$, [k]. Some eigenvalue of $H$ lies within this distance
         of $\lambda_i$.
       converged: whether the residual is at most
@@ -75,12 +75,12 @@ class Eigenpairs(NamedTuple):
 
 
 class Subspace(NamedTuple):
-    """An orthonormal basis, of which `size` rows are filled, and where H leads out of it.
+    """An orthonormal basis with `size` filled rows, and the directions in which H leaves its span.
 
-    H q for q in the basis lies in the span of `basis` and `outside`, whose rows together are
-    orthonormal; `outside` also holds starting vectors whose turn has not come. Empty rows are zero.
-    What is known of H is divided by `unit`. One array holds both: what must be orthogonalised
-    against all of it is so in one pass.
+    For q in the basis, H q lies in the span of `basis` and `outside`, whose rows together are
+    orthonormal. `outside` also holds starting vectors that are not used yet. Empty rows are zero.
+    The entries of the projected H are divided by `unit`. One array holds both sets of rows, so that
+    a vector is orthogonalised against all of them in one pass.
     """
 
     vectors: Float[Array, "b+m n"]  # first outside, then the basis
@@ -88,9 +88,9 @@ class Subspace(NamedTuple):
     coupling: Float[Array, "b m"]  # outside H basisᵀ
     occupied: Bool[Array, " b"]  # rows of `outside`
     size: Int[Array, ""]
-    starts: Int[Array, ""]  # starting vectors whose turn has not come
-    asymmetry: Float[Array, ""]  # how far basis H basisᵀ was from symmetric, at worst
-    unit: Float[Array, ""]  # of the products; 0 until there is one that is not zero
+    starts: Int[Array, ""]  # number of starting vectors that are not used yet
+    asymmetry: Float[Array, ""]  # largest asymmetry of basis H basisᵀ
+    unit: Float[Array, ""]  # scale of the products; 0 until one is not zero
     reach: Float[Array, ""]  # the largest norm of a product with a unit vector
 
     @property
@@ -103,7 +103,7 @@ class Subspace(NamedTuple):
 
 
 class Ritz(NamedTuple):
-    """Eigenpairs of the projection: coordinates are columns, best first, then empty ones."""
+    """Eigenpairs of the projection: coordinates in columns, best first; the rest are empty."""
 
     values: Float[Array, " m"]
     coordinates: Float[Array, "m m"]
@@ -112,14 +112,14 @@ class Ritz(NamedTuple):
 
 
 class Next(NamedTuple):
-    """What to do with the next product."""
+    """The vector to multiply next."""
 
-    residual: Float[Array, " b"]  # the direction to take, in coordinates of `outside`
-    fresh: Bool[Array, ""]  # or a random vector instead
+    residual: Float[Array, " b"]  # its direction, in coordinates of `outside`
+    fresh: Bool[Array, ""]  # whether to take a random vector instead
     done: Bool[Array, ""]
-    checking: Bool[Array, ""]  # a random vector is on its way through the complement
-    chain: Int[Array, ""]  # rows from here on are what it has found
-    mixed: Bool[Array, ""]  # whether a restart has come between
+    checking: Bool[Array, ""]  # whether a Krylov space of a random vector is being built
+    chain: Int[Array, ""]  # the first row of that space
+    mixed: Bool[Array, ""]  # whether a restart has mixed its rows since
 
 
 class Search(NamedTuple):
@@ -131,7 +131,7 @@ class Search(NamedTuple):
 
 
 def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
-    """Nothing expanded yet; linearly dependent starting vectors are left out."""
+    """An empty basis, with linearly independent starting vectors in `outside`."""
     dtype = vectors.dtype
 
     def add(i, carry):
@@ -143,7 +143,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         outside = outside.at[count].set(normalised(left, after, enough))
         return outside, count + enough.astype(jnp.int32)
 
-    # Basis rows are there already, empty: zeros take no part in what is orthogonalised.
+    # Rows of the basis are allocated as zeros, which orthogonalisation ignores.
     outside = jnp.zeros((slots + rows, vectors.shape[1]), dtype)
     outside, count = jax.lax.fori_loop(0, len(vectors), add, (outside, jnp.int32(0)))
     return Subspace(
@@ -162,7 +162,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
 def _expanded(
     space: Subspace, slot: jax.Array, vector: Float[Array, " n"], product: MatVec
 ) -> Subspace:
-    """One row of `outside`, which is `vector`, moved into the basis for the price of a product."""
+    """Move one row of `outside`, equal to `vector`, into the basis; takes one product."""
     slots = len(space.coupling)
     image = product(vector)
     unit = unit_of(image, space.unit)
@@ -172,11 +172,11 @@ def _expanded(
     norm = jnp.linalg.norm(left)
     alive = norm > EXHAUSTED * float(jnp.finfo(image.dtype).eps) * size
     out, inside = along[:slots], along[slots:]
-    # A symmetric H leads back with the numbers with which it led here. NaN is handed on.
+    # For a symmetric H these coefficients equal those known from earlier products. NaN propagates.
     defect = jnp.linalg.norm(inside - space.coupling[slot])
     row = inside.at[space.size].set(out[slot])
     column = out.at[slot].set(jnp.where(alive, norm, 0.0))
-    # A row that is known only when all have been read: or XLA would copy them to write it before.
+    # The index depends on the data that was read, so that XLA writes in place after all reads.
     place = jnp.where(norm < -1, slot, slots + space.size)
     vectors = space.vectors.at[place].set(vector)
     return space._replace(
@@ -192,15 +192,15 @@ def _expanded(
 
 
 def _index(row: jax.Array) -> jax.Array:
-    """Of the largest entry, or the first that is true; always a 32-bit integer."""
+    """Index of the largest entry, or of the first that is true, as a 32-bit integer."""
     return jnp.argmax(row).astype(jnp.int32)
 
 
 def _aimed(space: Subspace, residual: Float[Array, " b"], turn: jax.Array) -> Subspace:
-    """The space with `outside` turned so that its first-choice row lies along a residual.
+    """Rotate `outside` so that one of its rows lies along a residual.
 
-    By Householder's reflection that maps the residual to a multiple of e_slot, row by row: a second
-    copy of the rows would take as much memory as they do.
+    Applies the Householder reflection that maps the residual to a multiple of e_slot, row by row,
+    to avoid a second copy of the rows in memory.
     """
     slot = _index(jnp.abs(residual))
     length = jnp.linalg.norm(residual)
@@ -222,7 +222,7 @@ def _aimed(space: Subspace, residual: Float[Array, " b"], turn: jax.Array) -> Su
 
 
 def _injected(space: Subspace, key: PRNGKeyArray) -> Float[Array, " n"]:
-    """A random direction, orthogonal to all that is known."""
+    """A random direction, orthogonal to the basis and `outside`."""
     vector = jax.random.normal(key, space.vectors.shape[1:], space.vectors.dtype)
     left, _ = orthogonalise(vector, space.vectors)
     return left / jnp.linalg.norm(left)
@@ -231,7 +231,7 @@ def _injected(space: Subspace, key: PRNGKeyArray) -> Float[Array, " n"]:
 def _eigh(matrix: jax.Array, filled: jax.Array, which: str) -> tuple[jax.Array, jax.Array]:
     """Eigenpairs of the filled rows and columns, best first; -inf and zeros fill the rest."""
     bound = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
-    sentinel = -2 * bound - 1  # of empty rows: below every eigenvalue
+    sentinel = -2 * bound - 1  # for empty rows: below every eigenvalue
     values, vectors = krylov.eigh(matrix + jnp.diag(jnp.where(filled, 0.0, sentinel)))
     real = values > sentinel / 2
     rank = jnp.abs(values) if which == "magnitude" else values
@@ -245,13 +245,13 @@ def _ritz(space: Subspace, which: str) -> Ritz:
     values, coordinates = _eigh(space.projected, filled, which)
     norm = jnp.max(jnp.where(filled, jnp.abs(values), 0.0))
     residuals = jnp.linalg.norm(space.coupling @ coordinates, axis=0)
-    # What the projection cannot see: the rounding of the products themselves.
+    # The projection does not show the rounding error of the products.
     residuals = jnp.where(filled, residuals + space.asymmetry + rounding(norm), jnp.inf)
     return Ritz(values, coordinates, residuals, norm)
 
 
 def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.Array:
-    """What the residual of a converged pair does not exceed."""
+    """Upper bound on the residual of a converged pair."""
     allowed = tolerance * jnp.maximum(jnp.abs(values), SMALL * norm)
     return jnp.where(jnp.isfinite(values), allowed, 0.0)
 
@@ -259,9 +259,9 @@ def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.A
 def _mixed(
     vectors: Float[Array, "rows n"], mixing: Float[Array, "m m"], first: int
 ) -> Float[Array, "rows n"]:
-    """`vectors` with the rows from `first` on multiplied by a matrix, some columns at a time.
+    """`vectors` with the rows from `first` on multiplied by a matrix, a block of columns at a time.
 
-    In place, whatever their length: the product of all columns would be a second basis.
+    In place: the product of all columns at once would allocate a second basis.
     """
     n = vectors.shape[1]
     whole = n // COLUMNS * COLUMNS
@@ -278,12 +278,12 @@ def _mixed(
 
 
 def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
-    """The best Ritz vectors as the basis, in their order, the rest forgotten: a thick restart."""
+    """A thick restart: keep the best Ritz vectors, in order, as the basis, and drop the others."""
     space, ritz = search.space, search.ritz
     rows = len(space.projected)
     size = jnp.minimum(space.size, keep)
     kept = jnp.arange(rows, dtype=jnp.int32) < size
-    # Coordinates past `keep` are dropped, so that the other rows become zero.
+    # Columns from `keep` on are zeroed, so that the other rows become zero.
     mixing = jnp.where(jnp.arange(rows, dtype=jnp.int32) < keep, ritz.coordinates, 0.0).T
     space = space._replace(
         vectors=_mixed(space.vectors, mixing, len(space.coupling)),
@@ -291,8 +291,8 @@ def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
         coupling=jnp.where(kept, space.coupling @ ritz.coordinates, 0.0),
         size=size,
     )
-    # The rows of the random vector's chain are mixed with others now: it is taken to be all that
-    # is not wanted.
+    # The rows of the random vector's Krylov space are now mixed with others: from here on it is
+    # taken to be all rows that are not wanted.
     return search._replace(
         space=space, next=search.next._replace(chain=wanted, mixed=jnp.array(True))
     )
@@ -301,19 +301,19 @@ def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
 def _odds_of_a_miss(
     top: jax.Array, weight: jax.Array, residual: jax.Array, last: jax.Array, n: int, which: str
 ) -> jax.Array:
-    r"""Bound on the probability that an eigenvector beyond `last` is orthogonal to all found.
+    r"""Bound on the probability that an eigenvector beyond `last` was missed.
 
-    Let $y$, with Ritz value $\theta$ and residual $r$, be the best that Lanczos has found from a
-    random unit vector $w$, and $u$ a missed eigenvector with eigenvalue $\lambda > \theta$. With
-    $y = p(H)w$, Gauss quadrature gives $|u^\top y| \ge |u^\top w|/|w^\top y|$, while
+    Let $y$ be the best Ritz vector of Lanczos iteration from a random unit vector $w$, with Ritz
+    value $\theta$ and residual $r$, and $u$ a missed eigenvector with eigenvalue $\lambda >
+    \theta$. With $y = p(H)w$, Gauss quadrature gives $|u^\top y| \ge |u^\top w|/|w^\top y|$, while
     $|u^\top y| \le r/(\lambda - \theta)$. So $|u^\top w|$ is at most $|w^\top y|\,r/(\lambda -
-    \theta)$, and the probability for that is at most $\sqrt{2n/\pi}$ times as much.
+    \theta)$, which has a probability of at most $\sqrt{2n/\pi}$ times that bound.
     """
     if which == "magnitude":
         top, last = jnp.abs(top), jnp.abs(last)
     gap = last - top
     odds = math.sqrt(2 * n / math.pi) * jnp.abs(weight) * residual / jnp.where(gap > 0, gap, 1)
-    # Nothing is left to find where the space is exhausted.
+    # In an exhausted space no eigenvector was missed.
     exhausted = (gap >= 0) & (residual <= 0)
     return jnp.where(gap > 0, odds, jnp.where(exhausted, 0.0, jnp.inf))
 
@@ -335,11 +335,11 @@ def _decide(
     unsettled = (ritz.residuals > threshold(ritz.values, ritz.norm, tolerance)) & (number < wanted)
     starting = space.starts > 0
     converged = ~jnp.any(unsettled) & ~starting
-    # Where to go: along the residual of the first pair that has not converged, ...
+    # The next direction is the residual of the first pair that has not converged, ...
     leak = space.coupling @ ritz.coordinates[:, _index(unsettled)]
     checking, clear = jnp.array(False), converged
     if check is not False:
-        # ... or else along that of the best which the random vector has found.
+        # ... or else that of the best pair in the random vector's Krylov space.
         checking = before.checking & converged
         inside = (number >= before.chain) & (number < space.size)
 
@@ -354,18 +354,18 @@ def _decide(
         chain_leak = space.coupling @ coordinates
         residual = jnp.linalg.norm(chain_leak)
         last = ritz.values[jnp.maximum(wanted - 1, 0)]
-        # The chain's first row is its random vector, until a restart mixes the rows.
+        # The first row of that space is the random vector, until a restart mixes the rows.
         weight = jnp.where(before.mixed, 1.0, coordinates[before.chain])
         unlikely = checking & (_odds_of_a_miss(value, weight, residual, last, n, which) < MISS)
         clear = jnp.where(check, unlikely, converged)
         leak = jnp.where(checking, chain_leak, leak)
     stuck = jnp.linalg.norm(leak) <= 0
     fresh = ~starting & (stuck | (converged & ~checking & check))
-    # No room for anything new: what is left lies along `outside`.
+    # No dimension is left for a random vector: the rest of the space is spanned by `outside`.
     full = space.size + jnp.sum(space.occupied, dtype=jnp.int32) >= n
     leak = jnp.where(fresh & full, space.occupied.astype(leak.dtype), leak)
     fresh &= ~full
-    # Starting vectors go in first, in their order, each in the row where it lies.
+    # Starting vectors come first, in order.
     slots = jnp.arange(len(space.occupied), dtype=jnp.int32)
     leak = jnp.where(starting, (slots == space.size).astype(leak.dtype), leak)
     done = (
@@ -399,22 +399,22 @@ def search_eigenpairs(
     which: str,
     check: bool | jax.Array,
 ) -> Search:
-    """The first `wanted` pairs: `ritz.values` in order, their vectors the first rows of the basis.
+    """The first `wanted` pairs: values in `ritz.values`, vectors in the first rows of the basis.
 
     Args:
       product: v ↦ Hv in flat coordinates.
-      start: vectors to begin with, at least one that is not zero.
-      key: for the vectors that look for what was missed.
+      start: starting vectors, at least one of them not zero.
+      key: for the random vectors of the check.
       tolerance: of the residuals, relative.
-      max_products: when to give up.
-      wanted: pairs that must converge, at most `count`; may be traced.
-      count: vectors that are asked for, at most `rows`.
-      rows: size at which it is compressed.
+      max_products: largest number of products.
+      wanted: number of pairs that must converge, at most `count`; may be traced.
+      count: number of vectors returned, at most `rows`.
+      rows: size of the basis at which it is restarted.
       which: "largest" or "magnitude".
-      check: look for further copies of multiple eigenvalues before stopping; may be traced.
+      check: whether to look for missed copies of multiple eigenvalues; may be traced.
     """
     dtype = start.dtype
-    # A restart keeps more than is asked for, so as not to lose what is on its way.
+    # A restart keeps more vectors than are returned, to preserve the progress of the next ones.
     keep = max(count, min((2 * count + rows) // 3, rows - 1))
     slots = len(start) + (1 if check is False else count + 1)
     decide = functools.partial(
@@ -432,7 +432,7 @@ def search_eigenpairs(
         residual, fresh = search.next.residual, search.next.fresh
         slot = jnp.where(fresh, _index(~search.space.occupied), _index(jnp.abs(residual)))
         space = _aimed(search.space, residual, ~fresh & (jnp.sum(residual != 0) > 1))
-        # The basis stays out of what the condition returns, which would copy it.
+        # The condition does not return the basis, which would copy it.
         vector = jax.lax.cond(fresh, lambda: _injected(space, subkey), lambda: space.vectors[slot])
         space = space._replace(vectors=space.vectors.at[slot].set(vector))
         space = _expanded(space, slot, vector, product)
@@ -470,10 +470,10 @@ def search_eigenpairs(
 
 
 def subspace_rows(count: int, n: int) -> int:
-    """Size at which the subspace is compressed.
+    """Size of the basis at which it is restarted.
 
-    Large enough that the digits network's top five need no restart, small enough to hold for a
-    network of millions; the whole space where that is small.
+    Large enough that the top five of the digits network need no restart, small enough for the
+    memory of a network with millions of parameters; the whole space if that is small.
     """
     return n if n <= 64 else min(n, max(20, 4 * count + 12))
 
@@ -484,24 +484,25 @@ def check_which(which: str) -> None:
 
 
 def _is_simple(ritz: Ritz, size: Int[Array, ""], count: int) -> Bool[Array, " k"]:
-    """Whether each of the first `count` values is told apart from all others that are seen.
+    """Whether each of the first `count` values is separated from all other Ritz values.
 
-    By the residuals: some eigenvalue lies within each of them, which may be the same one.
+    Some eigenvalue lies within the residual of each value; for two values it may be the same one.
     """
     filled = jnp.arange(len(ritz.values), dtype=jnp.int32) < size
-    values = jnp.where(filled, ritz.values, jnp.inf)  # no other is near
+    values = jnp.where(filled, ritz.values, jnp.inf)  # far from all others
     reach = jnp.where(filled, ritz.residuals, 0.0)
-    # A value that has not converged says nothing beyond itself: what counts is whose is asked for.
+    # The residual of the returned value counts, not that of its neighbour, which may not have
+    # converged.
     apart = jnp.abs(values[:count, None] - values) > 2 * reach[:count, None]
     return jnp.all(apart | jnp.eye(count, len(values), dtype=bool), axis=1)
 
 
 class Found(NamedTuple):
-    """What `find_eigenpairs` returns: pairs, and what comes with them.
+    """The result of `find_eigenpairs`.
 
     Attributes:
       pairs: in flat coordinates: `vectors` is [k, n].
-      gradient: of the structure of the parameters, a by-product; None of a curvature without one.
+      gradient: with the structure of the parameters; None for a curvature without a gradient.
       challenger: [n], the direction that may overtake next; see `_challenger`.
     """
 
@@ -513,11 +514,11 @@ class Found(NamedTuple):
 def _challenger(
     space: Subspace, ritz: Ritz, wanted: jax.Array, key: PRNGKeyArray, which: str
 ) -> Float[Array, " n"]:
-    """Where to look next for an eigenvector beyond those wanted: one step of a power iteration.
+    """A starting vector for eigenvalues beyond those wanted: one step of a power iteration.
 
-    From the best Ritz vector of the rest, along (H + ‖H‖) times it, so that eigenvalues beyond
-    those wanted win over the negative ones, and a share of noise. Given from search to search, it
-    follows the largest eigenvalue of the rest before that overtakes.
+    It multiplies the best unwanted Ritz vector by H + ‖H‖, a shift that favours large eigenvalues
+    over negative ones, and adds noise. Passed from search to search, it converges to the largest
+    unwanted eigenvector before that one overtakes.
     """
     rows, n = len(space.projected), space.vectors.shape[1]
     last = jnp.minimum(wanted, rows - 1)
@@ -545,8 +546,8 @@ def find_eigenpairs(
 ) -> Found:
     """`count` pairs, of which the first `wanted` must converge.
 
-    Values are NaN where the products cannot have been a Hessian's. The smallest eigenvalues are
-    the largest of −H.
+    Values are NaN if the products are not those of a symmetric matrix. The smallest eigenvalues are
+    computed as the largest of −H.
     """
     return _find(
         loss,
@@ -567,14 +568,14 @@ def find_eigenpairs(
 def _find(
     hessian, params, start, key, tolerance, max_products, wanted, check, *, count, which, checks
 ) -> Found:
-    # Derivatives go past the search: they have a rule of their own.
+    # The search is not differentiated: eigenvalues have a derivative rule of their own.
     g, product, flat, unravel = hessian.at(jax.lax.stop_gradient(params))
     sign = -1 if which == "smallest" else 1
     if start is None:
         key, subkey = jax.random.split(key)
         start = jax.random.normal(subkey, (1, flat.size), flat.dtype)
     tolerance = tolerance.astype(flat.dtype)
-    found = search_eigenpairs(
+    search = search_eigenpairs(
         lambda v: sign * product(v),
         start.astype(flat.dtype),
         key=key,
@@ -586,7 +587,7 @@ def _find(
         which="magnitude" if which == "magnitude" else "largest",
         check=check if checks else False,
     )
-    space, ritz = found.space, found.ritz
+    space, ritz = search.space, search.ritz
     values, residuals = ritz.values[:count], ritz.residuals[:count]
     known = jnp.isfinite(values) & is_symmetric(space.asymmetry, space.reach)
     unit = jnp.where(space.unit > 0, space.unit, 1)
@@ -602,7 +603,7 @@ def _find(
         vectors=vectors,
         residuals=unit * residuals,
         converged=residuals <= threshold(values, ritz.norm, tolerance),
-        num_products=found.num_products,
+        num_products=search.num_products,
     )
     challenger = _challenger(space, ritz, wanted, jax.random.fold_in(key, 1), which)
     return Found(pairs, None if g is None else unravel(g), challenger)
@@ -632,51 +633,50 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""The k largest eigenvalues of the Hessian with eigenvectors, certified by their residuals.
 
-    $Hu_i = \lambda_i u_i$ to within the reported $\|Hu_i - \lambda_i u_i\|$; the error of
-    $\lambda_i$ is at most the residual $r$, and $O(r^2)$ where the eigenvalue is isolated. One
-    compiled loop: Lanczos with full reorthogonalisation and thick restarts from a random vector,
-    a block Krylov method from a given `start`.
+    $Hu_i = \lambda_i u_i$ to within the reported $\|Hu_i - \lambda_i u_i\|$. The error of
+    $\lambda_i$ is at most the residual $r$, and $O(r^2)$ if the eigenvalue is isolated. One
+    compiled loop: Lanczos iteration with full reorthogonalisation and thick restarts from a random
+    vector, or a block Krylov method from a given `start`.
 
-    One random vector sees one direction of a multiple eigenvalue. With `check`, once k pairs have
-    converged, further random vectors are sent through what is orthogonal to all that is known,
-    each until it has found a missed pair or a bound on the probability that there is one is below
-    5 %. On the digits network of the book that takes 9 products after 32 (k = 5).
+    From one random vector, Lanczos iteration finds one direction of a multiple eigenvalue. With
+    `check`, once k pairs have converged, it continues with further random vectors, orthogonal to
+    the subspace, until each has found a missed pair or the probability that there is one is bounded
+    by 5 %. On the digits network of the book this takes 9 products after 32 (k = 5).
 
-    The values can be differentiated, in both modes, by $\partial\lambda_i = u_i^\top (\partial H)
-    u_i$, for the price of three gradients: so sharpness can be penalised, as the last example does.
-    The rule holds where the eigenvalue is simple: where another value that was found lies within
-    twice its residual, `jax.grad` raises an error, and a compiled function gets a derivative of
-    NaN. A second copy is seen from k = 2 on. Vectors, residuals and second derivatives are taken as
-    constants.
+    The values are differentiable, in both modes, by $\partial\lambda_i = u_i^\top (\partial H)
+    u_i$, at the cost of three gradients. Thus sharpness can be penalised, as in the last example.
+    The rule requires a simple eigenvalue: if another computed value lies within twice its residual,
+    `jax.grad` raises an error, and in a compiled function the derivative is NaN. A second copy is
+    detected from k = 2 on. Vectors and residuals are treated as constants, and so are second
+    derivatives.
 
-    Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (where n > 64): a
-    restart copies the subspace.
+    Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (for n > 64),
+    because a restart copies the subspace.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
-      k: how many, at least 1 and at most n.
+      k: number of pairs, at least 1 and at most n.
       key: for the random vectors, `jax.random.key(seed)`.
       tolerance: a pair has converged when its residual is at most
-        $\text{tolerance}\cdot\max(|\lambda_i|, 10^{-3}\|H\|)$. Rounding limits what can be reached:
-        in single precision about $10^{-6}$ for the largest eigenvalues, in double $10^{-14}$.
+        $\text{tolerance}\cdot\max(|\lambda_i|, 10^{-3}\|H\|)$. The smallest tolerance that can be
+        reached is about $10^{-6}$ in single precision and $10^{-14}$ in double precision.
       which: "largest" (algebraically), "smallest", or "magnitude".
-      start: vectors to start from, of the structure of `params` with a leading axis: the
-        `vectors` of an earlier call at parameters nearby. An eigenvector that they have no
-        component of can be missed, unless `check` is set.
-      max_products: give up after so many Hessian-vector products, by default $100 + 40k$;
-        what has not converged by then says so.
-      check: look for missed copies of multiple eigenvalues; by default where k > 1 and there is
-        no `start`.
+      start: vectors to start from, with the structure of `params` and a leading axis: the `vectors`
+        of an earlier call at nearby parameters. An eigenvector orthogonal to them can be missed,
+        unless `check` is set.
+      max_products: largest number of Hessian-vector products, by default $100 + 40k$; pairs that
+        have not converged by then are marked in `converged`.
+      check: whether to look for missed copies of multiple eigenvalues; by default if k > 1 and
+        there is no `start`.
 
     Returns:
-      `Eigenpairs`. Values and residuals are NaN and infinite, and not converged, where the
-      products are not finite, or are not those of a symmetric matrix (a loss with a
-      custom derivative that is none).
+      `Eigenpairs`. Values are NaN and residuals infinite, and `converged` is false, if the products
+      are not finite or the matrix is not symmetric (a loss with an incorrect custom derivative).
 
     Raises:
-      ValueError: k is not between 1 and n, `which` is unknown, the tolerance is not positive, the
-        start does not fit, or the loss is not a finite scalar at `params`.
+      ValueError: k is not between 1 and n, `which` is unknown, the tolerance is not positive,
+        `start` does not match `params`, or the loss is not a finite scalar at `params`.
       TypeError: `k` or `max_products` is not an integer.
 
     Example:
@@ -706,7 +706,7 @@ def top_eigenpairs(
     check_which(which)
     if start is not None:
         start = check_vector("start", start, params, leading=True)
-    found = find_eigenpairs(
+    result = find_eigenpairs(
         loss,
         params,
         None if start is None else ravelled_rows(start),
@@ -718,7 +718,7 @@ def top_eigenpairs(
         which=which,
         check=bool(start is None and k > 1) if check is None else bool(check),
     )
-    return unravelled(found.pairs, params)
+    return unravelled(result.pairs, params)
 
 
 def check_eigenpair_count(name: str, k: int, n: int) -> int:

@@ -20,9 +20,8 @@ class Estimate(NamedTuple):
     """A mean over probes.
 
     Attributes:
-      mean: the estimate; NaN where the products were not finite, or not those of a symmetric
-        matrix.
-      standard_error: of the mean, over the probes, and what the rounding of the products adds; NaN
+      mean: the estimate; NaN if the products were not finite, or the matrix is not symmetric.
+      standard_error: of the mean over the probes, including the rounding error of the products; NaN
         for a single probe.
     """
 
@@ -31,13 +30,13 @@ class Estimate(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    r"""A Hessian in units of its own.
+    r"""A Hessian, scaled to entries of order 1.
 
     Attributes:
       product: v ↦ Hv / unit.
-      unit: of the Hessian, a power of two.
+      unit: the scale, a power of two.
       size: the root mean square of the entries of Hv / unit for random signs v, $\|H\|_F/\sqrt n$.
-      symmetric: whether two products with random signs agree with a symmetric matrix.
+      symmetric: whether two products with random signs are consistent with a symmetric matrix.
     """
 
     product: Product
@@ -47,24 +46,25 @@ class Scaled(NamedTuple):
 
 
 def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
-    r"""What two products say of the Hessian before the probes.
+    r"""The scale of the Hessian, and whether it is symmetric, from two products.
 
-    $u^\top H w - w^\top H u$ of random signs has the size $\|H - H^\top\|_F$.
+    For random signs, $u^\top H w - w^\top H u$ has the magnitude $\|H - H^\top\|_F$.
     """
     first, second = jax.random.split(key)
 
     def half(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        """One of the two products: its unit, and its length and its share along the other sign."""
+        """One of the two products: its unit, its norm, and its component along the other signs."""
         image = product(jax.random.rademacher(keys[0], flat.shape, flat.dtype))
         unit = unit_of(image, jnp.zeros((), flat.dtype))
         image = over(image, unit)
         length = jnp.linalg.norm(image)
-        # A key that is known only when the image is: or XLA would hold the other signs meanwhile.
+        # The key depends on the image, so that XLA does not keep the other signs in memory
+        # meanwhile.
         late = jnp.where(length < -1, keys[0], keys[1])
         signs = jax.random.rademacher(late, flat.shape, flat.dtype)
         return unit, length, jnp.sum(signs * image)
 
-    # One after the other, so that no more than one image is in memory.
+    # One after the other, so that only one image is in memory.
     keys = jnp.stack([first, second]), jnp.stack([second, first])
     units, lengths, along = jax.lax.map(half, keys)
     unit = jnp.max(units)
@@ -85,7 +85,7 @@ def _trace(hessian, params, key, *, num_probes, method, batch_size):
     _, product, flat, _ = hessian.at(params)
     key, subkey = jax.random.split(key)
     product, unit, size, symmetric = _scaled(product, flat, subkey)
-    # A product with v is off by some roundings of the largest entries that it sums up.
+    # The error of a product is a few machine epsilons times the largest terms of its sums.
     lost = rounding(size * flat.size / num_probes**0.5)
 
     def estimate(mean: jax.Array, error: jax.Array) -> Estimate:
@@ -94,8 +94,9 @@ def _trace(hessian, params, key, *, num_probes, method, batch_size):
         return Estimate(jnp.where(known, mean, jnp.nan), jnp.where(known, error, jnp.nan))
 
     if method == "xtrace":
-        # matfree multiplies all vectors at once; one at a time bounds memory, and is faster on a
-        # CPU. With half as many probes as parameters it forms the matrix instead, which is small.
+        # matfree multiplies all vectors at once. One at a time bounds memory, and is faster on a
+        # CPU. With at least half as many probes as parameters matfree forms the matrix, which is
+        # then small.
         if 2 * num_probes < flat.size:
             product = jax.custom_batching.sequential_vmap(product)
         leave_one_out = stochtrace.estimator_leave_one_out_mean_and_sem(
@@ -124,16 +125,17 @@ def trace(
     r"""Trace of the Hessian, $\operatorname{tr} H$, with its standard error.
 
     "hutchinson": the mean of $v^\top H v$ over random signs $v$, with variance
-    $2\sum_{i \ne j} H_{ij}^2$ for each probe. One product a probe, in the memory of one. Two more
-    products, before the probes, find the unit of $H$, and whether it is symmetric.
+    $2\sum_{i \ne j} H_{ij}^2$ for each probe. It takes one product for each probe, in constant
+    memory. Two more products, before the probes, determine the scale of $H$ and whether it is
+    symmetric.
 
-    "xtrace": the large eigenvalues are projected out by the probes themselves, and the rest
-    estimated (matfree's implementation). Two products a probe, and memory for $3p$ vectors. On the
-    digits network of the book, for the same 100 products, its standard error is little more
-    than half of Hutchinson's.
+    "xtrace": the probes project out the large eigenvalues, and the rest is estimated (matfree's
+    implementation). It takes two products for each probe, and memory for $3p$ vectors. On the
+    digits network of the book, with 100 products each, its standard error is little more than half
+    of Hutchinson's.
 
-    matfree's own Hutchinson estimator multiplies all probes at once: slower on a CPU, and its
-    memory grows with the probes.
+    matfree's own Hutchinson estimator multiplies all probes at once, which is slower on a CPU and
+    takes memory proportional to the number of probes.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
@@ -141,7 +143,7 @@ def trace(
       key: for the probes, `jax.random.key(seed)`.
       num_probes: p, at least 1 (2 for an error); for "xtrace" at most the number of parameters.
       method: "hutchinson" or "xtrace".
-      batch_size: probes that share one pass of products, with "hutchinson"; by default one.
+      batch_size: number of probes multiplied together, with "hutchinson"; by default one.
 
     Returns:
       `Estimate(mean, standard_error)`, scalars.
@@ -186,7 +188,7 @@ def _diagonal(hessian, params, key, *, num_probes):
     key, subkey = jax.random.split(key)
     product, unit, size, symmetric = _scaled(product, flat, subkey)
 
-    # Welford's recursion: sums over all probes would cancel, and keeping them would not be bounded.
+    # Welford's recursion: sums of squares would cancel, and storing all samples takes memory.
     def probe(carry, key):
         mean, squares, count = carry
         vector = jax.random.rademacher(key, flat.shape, flat.dtype)
@@ -213,8 +215,8 @@ def diagonal(
     r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
 
     The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
-    for each probe. Memory for a few vectors, whatever the number of probes. Two more products check
-    that $H$ is symmetric, as for `trace`.
+    for each probe. Takes memory for a few vectors, whatever the number of probes. As for `trace`,
+    two more products check that $H$ is symmetric.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
@@ -223,7 +225,7 @@ def diagonal(
       num_probes: at least 1 (2 for errors); one product each.
 
     Returns:
-      `Estimate(mean, standard_error)`, each of the structure of `params`.
+      `Estimate(mean, standard_error)`, each with the structure of `params`.
 
     Raises:
       ValueError: `num_probes` is below 1, or the loss is not a finite scalar at `params`.

@@ -1,8 +1,8 @@
 r"""Traces of functions, $\operatorname{tr} f(H)$: the log-determinant, the effective dimension.
 
-By stochastic Lanczos quadrature, as the spectral density is: for each probe $n\,e_1^\top f(T)e_1$,
-with three sources of error added up: the spread over probes, what the last quarter of the products
-has changed, and what the rounding of the products may change.
+Computed by stochastic Lanczos quadrature, like the spectral density: each probe gives
+$n\,e_1^\top f(T)e_1$. The error estimate combines the spread over the probes, the change over the
+last quarter of the products, and the rounding error of the products.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Function = Callable[..., jax.Array]
 
 
 def _log(values: jax.Array, damping: jax.Array) -> jax.Array:
-    # Below zero the logarithm would be NaN, which JAX may be asked to stop at.
+    # Not the logarithm of a negative number: with jax_debug_nans its NaN would be an error.
     shifted = values + damping
     return jnp.where(shifted >= 0, jnp.log(jnp.maximum(shifted, 0)), jnp.nan)
 
@@ -49,9 +49,9 @@ def _trace_of(hessian, params, function, key, damping, *, num_probes, depth, bat
     of = on_domain(lambda values: function(values, *options), nonnegative)
 
     def quadrature(projected: jax.Array, size: jax.Array) -> tuple[jax.Array, ...]:
-        """Of the leading rows: Σ w f(θ), and the nodes and weights themselves."""
+        """Σ w f(θ), nodes θ and weights w, from the leading rows."""
         inside = jnp.arange(depth, dtype=jnp.int32) < size
-        # Other rows get the first diagonal entry: a value at which f is asked for anyway.
+        # Other rows get the first diagonal entry, at which f is evaluated in any case.
         padding = jnp.diag(jnp.where(inside, 0, projected[0, 0]))
         nodes, vectors = eigh(jnp.where(inside[:, None] & inside, projected, 0) + padding)
         weights = vectors[0] ** 2
@@ -64,7 +64,7 @@ def _trace_of(hessian, params, function, key, damping, *, num_probes, depth, bat
         size = jnp.sum(jnp.any(space.basis != 0, axis=1), dtype=jnp.int32)
         value, nodes, weights = quadrature(space.projected, size)
         reach = jnp.max(jnp.abs(nodes))
-        # An exhausted space holds the answer, and so does the whole one.
+        # The result is exact in an exhausted or complete space.
         shorter, _, _ = quadrature(space.projected, jnp.maximum(size - lag(size), 1))
         cut = jnp.where((size < depth) | (size == flat.size), 0, jnp.abs(value - shorter))
         lost = rounding(reach) + space.asymmetry
@@ -123,19 +123,19 @@ def trace_function(
 
     Args:
       function: $f$, elementwise on an array of eigenvalues, with real values. For a positive
-        semidefinite `Curvature` it is asked for at eigenvalues of at least 0 only.
+        semidefinite `Curvature` it is evaluated at non-negative numbers only.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       key: for the probes, `jax.random.key(seed)`.
       num_probes: independent normal vectors, at least 1 (2 for an error).
       depth: products for each probe, clipped to n.
-      batch_size: probes that share one pass of products; by default one at a time.
+      batch_size: number of probes multiplied together; by default one at a time.
 
     Returns:
-      `Estimate(mean, standard_error)`, scalars. The error adds what the last quarter of the
-      products changes and what rounding may change to the spread over the probes. NaN where f is
-      not finite at an eigenvalue, or the products were not those of a symmetric matrix, or showed
-      a negative eigenvalue of a curvature that says it has none.
+      `Estimate(mean, standard_error)`, scalars. The error includes the spread over the probes, the
+      change over the last quarter of the products, and rounding error. NaN if f is not finite at an
+      eigenvalue, the matrix is not symmetric, or a curvature declared positive semidefinite has a
+      negative eigenvalue.
 
     Raises:
       ValueError: a count below 1, or the loss is not a finite scalar at `params`.
@@ -168,19 +168,19 @@ def log_determinant(
 ) -> Estimate:
     r"""$\log\det(H + \delta I) = \sum_i \log(\lambda_i + \delta)$, with its standard error.
 
-    Half of it is what Laplace's approximation of an evidence needs, with the prior's precision
-    $\delta$.
+    Laplace's approximation of the evidence contains half of it, with $\delta$ the precision of the
+    prior.
 
     Args:
-      loss: $E$, from `params` to a real scalar, or a `Curvature`: the Gauss-Newton or Fisher matrix
-        has no negative eigenvalue, which a Hessian may.
+      loss: $E$, from `params` to a real scalar, or a `Curvature`. Unlike a Hessian, the
+        Gauss-Newton and Fisher matrices have no negative eigenvalue.
       params: any pytree of floating-point arrays, $n$ numbers in all.
-      damping: $\delta > 0$. Below the rounding of the products, some roundings of $\|H\|$, the
-        small eigenvalues are not known, and the error says so.
+      damping: $\delta > 0$. If it is below the rounding error of the products, a few machine
+        epsilons times $\|H\|$, small eigenvalues are not resolved, and the error is large.
       key, num_probes, depth, batch_size: as for `trace_function`.
 
     Returns:
-      `Estimate(mean, standard_error)`; NaN where an eigenvalue below $-\delta$ was found.
+      `Estimate(mean, standard_error)`; NaN if there is an eigenvalue below $-\delta$.
 
     Raises:
       ValueError: `damping` is not positive; otherwise as for `trace_function`.
@@ -189,9 +189,9 @@ def log_determinant(
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
       >>> loss = lambda x: 1.5 * jnp.sum(x**2)
-      >>> found = pfcore.curvature.log_determinant(
+      >>> estimate = pfcore.curvature.log_determinant(
       ...     loss, jnp.ones(4), damping=1.0, key=jax.random.key(0))
-      >>> round(float(found.mean), 4)  # 4 log(3 + 1)
+      >>> round(float(estimate.mean), 4)  # 4 log(3 + 1)
       5.5452
 
     References:
@@ -214,18 +214,18 @@ def effective_dimension(
 ) -> Estimate:
     r"""$\operatorname{tr} H(H + \delta I)^{-1} = \sum_i \lambda_i/(\lambda_i + \delta)$.
 
-    How many directions of the parameters the data determine more than a prior of precision
-    $\delta$ does, with its standard error.
+    The number of directions that are determined by the data rather than by a prior of precision
+    $\delta$, with its standard error.
 
     Args:
-      loss: $E$, from `params` to a real scalar, or a `Curvature`: the Gauss-Newton or Fisher matrix
-        has no negative eigenvalue, for which alone the sum counts directions.
+      loss: $E$, from `params` to a real scalar, or a `Curvature`. The sum counts directions only
+        for a positive semidefinite matrix, such as the Gauss-Newton or Fisher matrix.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       damping: $\delta > 0$.
       key, num_probes, depth, batch_size: as for `trace_function`.
 
     Returns:
-      `Estimate(mean, standard_error)`; NaN where an eigenvalue of at most $-\delta$ was found.
+      `Estimate(mean, standard_error)`; NaN if there is an eigenvalue of at most $-\delta$.
 
     Raises:
       ValueError: `damping` is not positive; otherwise as for `trace_function`.
@@ -234,9 +234,9 @@ def effective_dimension(
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
       >>> loss = lambda x: 1.5 * jnp.sum(x**2)
-      >>> found = pfcore.curvature.effective_dimension(
+      >>> estimate = pfcore.curvature.effective_dimension(
       ...     loss, jnp.ones(4), damping=1.0, key=jax.random.key(0))
-      >>> round(float(found.mean), 4)  # 4 · 3 / (3 + 1)
+      >>> round(float(estimate.mean), 4)  # 4 · 3 / (3 + 1)
       3.0
 
     References:

@@ -1,7 +1,7 @@
-"""Losses and curvatures whose products Python drives: over data that do not fit into memory, or to
-be watched.
+"""Losses and curvatures whose products run in Python: for data that do not fit into memory, or to
+show progress.
 
-Every routine of `pfcore.curvature` takes them in place of a loss. Its own loop then runs in Python
+Every routine of `pfcore.curvature` takes them in place of a loss. Its loop then runs in Python
 around compiled products, so that it can be interrupted at every batch.
 """
 
@@ -34,7 +34,7 @@ Watch = bool | Callable[[int], None]
 
 
 class _Count:
-    """Products so far: a bar on the terminal, or calls of a function."""
+    """Counts products, with a progress bar or by calling a function."""
 
     def __init__(self, progress: Watch, unit: str) -> None:
         self._call = progress if callable(progress) else None
@@ -54,7 +54,7 @@ class _Count:
 
 
 class OverBatches(Curvature):
-    """What `over_batches` returns: of a loss, called on parameters, it is the loss."""
+    """The result of `over_batches`. For a loss, calling it on parameters gives the loss."""
 
     hosted = True
 
@@ -67,14 +67,14 @@ class OverBatches(Curvature):
             )
         if getattr(loss, "hosted", False):
             raise TypeError(
-                f"loss is {type(loss).__name__}, which goes through its own products in Python; "
+                f"loss is {type(loss).__name__}, whose products already run in Python; "
                 "pass the loss or the curvature itself"
             )
         if not callable(batches) and isinstance(batches, Iterator):
             raise TypeError(
-                f"batches are gone through for every product, and {type(batches).__name__} can be "
-                "gone through once; pass a list, a data loader, or a function that returns a new "
-                "iterator each time"
+                f"every product iterates over the batches, and {type(batches).__name__} can be "
+                "iterated over only once; pass a list, a data loader, or a function that returns a "
+                "new iterator each time"
             )
         if not callable(batches) and not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable or a function, got {batches!r}")
@@ -84,8 +84,8 @@ class OverBatches(Curvature):
         self.has_gradient = has_gradient(loss)
 
     def _each(self) -> Iterator[tuple[Batch, jax.Array, float]]:
-        """Batches with their numbers, and their weights in the sum."""
-        found = 0
+        """Batches with their indices and their weights in the sum."""
+        count = 0
         for batch in self._batches() if callable(self._batches) else self._batches:
             batch = jax.tree.map(jnp.asarray, batch)
             leaves = jax.tree.leaves(batch)
@@ -94,13 +94,13 @@ class OverBatches(Curvature):
                     "a batch must hold arrays with the samples along the leading axis, got shapes "
                     f"{[leaf.shape for leaf in leaves]}"
                 )
-            yield batch, jnp.uint32(found), float(len(leaves[0])) if self._average else 1.0
-            found += 1
-        if not found:
-            raise ValueError("there are no batches: the iterable is empty, or was gone through")
+            yield batch, jnp.uint32(count), float(len(leaves[0])) if self._average else 1.0
+            count += 1
+        if not count:
+            raise ValueError("there are no batches: the iterable is empty or exhausted")
 
     def _sum(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Σ function(*args, batch, number), the weighted mean where the batches are means."""
+        """Σ function(*args, batch, index), or its weighted mean if the loss is a mean."""
         total, weights = None, 0.0
         for batch, index, weight in self._each():
             given = (*args, batch, index)
@@ -114,9 +114,9 @@ class OverBatches(Curvature):
         return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, total)
 
     def __call__(self, params: Params) -> jax.Array:
-        """The loss, with one pass over the batches."""
+        """The loss, by one pass over the batches."""
         if isinstance(self._loss, Curvature):
-            raise TypeError(f"{self._loss!r} over batches is a curvature, and has no value")
+            raise TypeError(f"{self._loss!r} over batches is a curvature, which has no value")
         return self._sum("batch value", lambda p, batch, index: self._loss(p, batch), params)
 
     def check_at(self, params: Params) -> Params:
@@ -150,9 +150,9 @@ class OverBatches(Curvature):
 
         def summed(vector: jax.Array) -> jax.Array:
             with jax.disable_jit(False):
-                found = self._sum("batch product", product, params, vector)
+                image = self._sum("batch product", product, params, vector)
             count.one_more()
-            return found
+            return image
 
         with jax.disable_jit(False):
             g = self._sum("batch gradient", gradient, params)
@@ -176,29 +176,30 @@ def over_batches(
 
     $$E(\theta) = \frac{\sum_b n_b\,E_b(\theta)}{\sum_b n_b},$$
 
-    or the plain sum without `average`. Batches are read once for the loss, once for the gradient,
-    and once for every product; one is in memory at a time. The numbers are those of all data at
-    once, up to rounding. Batches of one shape share a compiled program.
+    or the sum without `average`. Batches are read once for the loss, once for the gradient, and
+    once for every product; one is in memory at a time. The results equal those of all data at once,
+    up to rounding. Batches of one shape share a compiled program.
 
-    A curvature is averaged, or summed, likewise: `gauss_newton`, `fisher`, `empirical_fisher` and
-    `symmetric` are made of functions with a batch for a further argument, such as
+    A curvature is averaged or summed in the same way: the functions of `gauss_newton`, `fisher`,
+    `empirical_fisher` and `symmetric` then take a batch as a further argument, such as
     `predict(params, batch)` and `loss_of_outputs(outputs, batch)`.
 
     Args:
       loss: $E_b$, `loss(params, batch)`, a real scalar: the mean over the batch's samples (with
         `average`) or their sum; or a `Curvature` of one batch.
-      batches: what can be gone through again and again (a list, a PyTorch `DataLoader` without
-        shuffling, a dataset of Grain), or a function that returns an iterator. Each batch is a
+      batches: an iterable that can be iterated over repeatedly (a list, a PyTorch `DataLoader`
+        without shuffling, a Grain dataset), or a function that returns an iterator. Each batch is a
         pytree of arrays with its $n_b$ samples along the leading axis.
-      average: whether batches count by their number of samples.
-      progress: True for a bar that counts products; or a function, called with their number.
+      average: whether batches are weighted by their number of samples.
+      progress: True for a progress bar that counts products, or a function that is called with
+        their number.
 
     Returns:
-      A loss to be passed to `top_eigenpairs`, `spectral_density`, `trace`, `diagonal`,
+      A loss to pass to `top_eigenpairs`, `spectral_density`, `trace`, `diagonal`,
       `function_product`, `spectrum` or `track`, outside `jax.jit`. Ctrl-C stops between batches.
 
     Raises:
-      TypeError: `batches` can be gone through only once.
+      TypeError: `batches` can be iterated over only once.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -213,7 +214,7 @@ def over_batches(
 
 
 class Watched(Curvature):
-    """What `watched` returns: of a loss, called on parameters, it is the loss."""
+    """The result of `watched`. For a loss, calling it on parameters gives the loss."""
 
     hosted = True
 
@@ -222,7 +223,7 @@ class Watched(Curvature):
             raise TypeError(f"loss must be a function of params or a Curvature, got {loss!r}")
         if getattr(loss, "hosted", False):
             raise TypeError(
-                f"loss is {type(loss).__name__}, which goes through its own products in Python; "
+                f"loss is {type(loss).__name__}, whose products already run in Python; "
                 "over_batches counts them with progress="
             )
         self._loss, self._progress = loss, progress
@@ -250,9 +251,9 @@ class Watched(Curvature):
 
         def product(vector: jax.Array) -> jax.Array:
             with jax.disable_jit(False):
-                found = jax.block_until_ready(_applied(hessian, needed, vector))
+                image = jax.block_until_ready(_applied(hessian, needed, vector))
             count.one_more()
-            return found
+            return image
 
         return Flat(g, product, flat, unravel)
 
@@ -268,26 +269,26 @@ def _applied(hessian: Hessian, needed: Any, vector: jax.Array) -> jax.Array:
 
 
 def watched(loss: Any, progress: Watch = True) -> Watched:
-    """A loss or curvature whose products are counted, and between which Ctrl-C stops.
+    """A loss or curvature that counts its products, and that Ctrl-C interrupts between them.
 
-    A routine of `pfcore.curvature` is one compiled program as a rule, which shows nothing until it
-    is done. Given a watched loss it runs in Python around compiled products: for networks whose
-    products take longer than some milliseconds that costs nothing.
+    A routine of `pfcore.curvature` is usually one compiled program, which shows nothing until it
+    ends. With a watched loss it runs in Python around compiled products. The overhead is negligible
+    if a product takes more than a few milliseconds.
 
     Args:
       loss: from `params` to a real scalar, or a `Curvature`.
-      progress: True for a bar that counts products, which needs `pfcore[runs]`; or a function,
-        called with their number.
+      progress: True for a progress bar that counts products, which needs `pfcore[runs]`; or a
+        function that is called with their number.
 
     Returns:
-      A loss to be passed to the routines of `pfcore.curvature`, outside `jax.jit`.
+      A loss to pass to the routines of `pfcore.curvature`, outside `jax.jit`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
       >>> seen = []
       >>> loss = pfcore.curvature.watched(lambda x: jnp.sum(x**2), seen.append)
-      >>> found = pfcore.curvature.trace(loss, jnp.ones(3), key=jax.random.key(0), num_probes=2)
-      >>> float(found.mean), seen  # two products before the probes
+      >>> trace = pfcore.curvature.trace(loss, jnp.ones(3), key=jax.random.key(0), num_probes=2)
+      >>> float(trace.mean), seen  # two products before the probes
       (6.0, [1, 2, 3, 4])
     """
     return Watched(loss, progress)

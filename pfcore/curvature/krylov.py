@@ -1,9 +1,9 @@
 r"""Functions of the Hessian times a vector, $f(H)v$, from Hessian-vector products alone.
 
 A Krylov space of depth $m$ gives $f(H)v \approx \|v\|\,Q f(T) e_1$ with $T = Q^* H Q$ (Higham,
-*Functions of Matrices*, section 13.2). It is written here rather than taken from matfree because
-the principal flow needs the complex symmetric case (Arnoldi at complex parameters) beside the
-real one, and an exhausted space treated as the exact answer that it is.
+*Functions of Matrices*, section 13.2). It is implemented here rather than taken from matfree
+because the principal flow also needs the complex symmetric case (Arnoldi iteration at complex
+parameters), and exact results once the space is exhausted.
 """
 
 import functools
@@ -28,32 +28,33 @@ from pfcore.curvature.products import LossOrCurvature, compiled
 MatVec = Callable[[jax.Array], jax.Array]
 # Products between two evaluations of f on the projection, where the depth is adaptive.
 STRIDE = 2
-# Roundings of ‖H‖ that a product may be off.
+# Error of a product, in units of machine epsilon times ‖H‖.
 ROUNDINGS = 4
-# Roundings of a product that may be left of it where nothing is.
+# Largest remainder of a product that counts as zero, in units of machine epsilon.
 EXHAUSTED = 10
 
 
 def lag(size: int | jax.Array) -> jax.Array:
-    """Products between two results whose distance estimates the error: a quarter of all.
+    """Number of products between two results whose distance estimates the error: a quarter of all.
 
-    A fixed number would do where errors fall geometrically. Where f has a singularity among the
-    eigenvalues, as log(1 - z)/z has at 1, they fall like a power of the depth, and the distance
-    over two products was up to nine times smaller than the error (digits networks, hλ₀ = 3); over
-    a quarter it was not smaller, for some 30 % more products.
+    A fixed number would suffice for errors that decrease geometrically. If f has a singularity
+    among the eigenvalues, as log(1 - z)/z has at 1, they decrease like a power of the depth. The
+    distance over two products was then up to nine times smaller than the error (digits networks,
+    hλ₀ = 3). Over a quarter of the products it was never smaller, at the cost of about 30 % more
+    products.
     """
     return STRIDE * jnp.maximum((size + 4 * STRIDE - 1) // (4 * STRIDE), 1)
 
 
 class KrylovSpace(NamedTuple):
-    """Orthonormal basis of span(v, Hv, …), and H seen from within it.
+    """Orthonormal basis of span(v, Hv, …), and H projected onto it.
 
     Attributes:
       basis: [m, n], rows orthonormal; rows past an exhausted space are zero.
       projected: [m, m], $Q^* H Q$: tridiagonal for Lanczos, Hessenberg for Arnoldi.
       norm: the norm of the starting vector.
-      asymmetry: how far a real $Q^* H Q$ was from tridiagonal and symmetric, which it is up to
-        rounding where H is symmetric; NaN where a product was not finite. Zero if complex.
+      asymmetry: largest deviation of a real $Q^* H Q$ from a symmetric tridiagonal matrix; for a
+        symmetric H it is rounding error. NaN if a product was not finite. Zero if complex.
     """
 
     basis: Inexact[Array, "m n"]
@@ -63,19 +64,19 @@ class KrylovSpace(NamedTuple):
 
 
 def is_symmetric(asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
-    """Whether products can have been those of a symmetric matrix of this norm; false for NaN.
+    """Whether a deviation is consistent with a symmetric matrix of this norm; false for NaN.
 
-    One part in a hundred: rounding, also that of a single-precision loss of double-precision
-    parameters, stays far below, and a matrix that is not symmetric far above.
+    The threshold of 1 % is far above rounding error, even for a single-precision loss of
+    double-precision parameters, and far below the asymmetry of other matrices.
     """
     return asymmetry <= 1e-2 * norm
 
 
 def rounding(norm: jax.Array) -> jax.Array:
-    """What products with a matrix of this norm, and their sums, lose in the working precision.
+    """Rounding error of products with a matrix of this norm, and of their sums.
 
-    The error of a product is some roundings of ‖H‖, however small the product is. It cannot be seen
-    from inside; ROUNDINGS is what networks showed against double precision.
+    It is a few machine epsilons times ‖H‖, even if the product is small. It cannot be estimated
+    from the products themselves; ROUNDINGS was measured on networks, against double precision.
     """
     return ROUNDINGS * float(jnp.finfo(norm.dtype).eps) * norm
 
@@ -83,8 +84,8 @@ def rounding(norm: jax.Array) -> jax.Array:
 def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
     """Whether a matrix with this lowest eigenvalue and norm can be positive semidefinite.
 
-    Several times what rounding does to it, which `asymmetry` shows if the products are of a lower
-    precision than the parameters.
+    The tolerance is several times the rounding error, which `asymmetry` shows if the products have
+    a lower precision than the parameters.
     """
     return lowest >= -(8 * rounding(norm) + 4 * asymmetry)
 
@@ -92,35 +93,36 @@ def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> 
 def on_domain(
     function: Callable[[jax.Array], jax.Array], positive_semidefinite: bool
 ) -> Callable[[jax.Array], jax.Array]:
-    """`function`, asked for at 0 where rounding has made an eigenvalue of at least 0 negative."""
+    """`function`, with negative arguments of a positive semidefinite matrix replaced by zero."""
     if not positive_semidefinite:
         return function
     return lambda values: function(jnp.maximum(values, 0))
 
 
 def unit_of(image: jax.Array, known: jax.Array) -> jax.Array:
-    """`known`, or if that is 0 the power of two that brings an image's largest entry near 1.
+    """`known`, or if that is 0, a power of two close to the largest entry of an image.
 
-    Products are divided by it, so that no square of an entry leaves the range of the precision,
-    whatever the unit of the loss. 0 for an image of zeros.
+    Products are divided by it, so that squares of entries do not overflow or underflow, whatever
+    the unit of the loss. 0 for an image of zeros.
     """
     largest = jnp.max(jnp.abs(image))
     usable = (largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest)
-    found = jnp.where(usable, power_of_two(jnp.where(usable, largest, 1)), 0)
-    return jnp.where(known > 0, known, found)
+    new = jnp.where(usable, power_of_two(jnp.where(usable, largest, 1)), 0)
+    return jnp.where(known > 0, known, new)
 
 
 def over(vector: jax.Array, unit: jax.Array) -> jax.Array:
-    """vector / unit; as it is where the unit is 0."""
+    """vector / unit, or the vector itself if the unit is 0."""
     return vector / jnp.where(unit > 0, unit, 1).astype(vector.dtype)
 
 
 def orthogonalise(
     vector: Inexact[Array, " n"], basis: Inexact[Array, "m n"]
 ) -> tuple[Inexact[Array, " n"], Inexact[Array, " m"]]:
-    """What is left of a vector outside an orthonormal basis, and its coordinates inside.
+    """The component of a vector orthogonal to a basis, and its coordinates in that basis.
 
-    Two passes: twice is enough (Kahan and Parlett). Basis rows not yet filled are zero.
+    Gram-Schmidt in two passes: "twice is enough" (Kahan and Parlett). Empty rows of the basis are
+    zero.
     """
     first = basis.conj() @ vector
     vector = vector - first @ basis
@@ -139,7 +141,7 @@ class Growing(NamedTuple):
 
     basis: Inexact[Array, "m n"]
     hessenberg: Inexact[Array, "m m"]  # divided by unit
-    unit: Float[Array, ""]  # of the products; 0 until there is one that is not zero
+    unit: Float[Array, ""]  # scale of the products; 0 until one is not zero
 
 
 def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array]:
@@ -151,7 +153,7 @@ def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array
 
 
 def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
-    """Arnoldi's step: one product, orthogonalised against all vectors before it."""
+    """One step of Arnoldi iteration: a product, orthogonalised against all earlier vectors."""
     basis, hessenberg, unit = space
     eps = float(jnp.finfo(basis.dtype).eps)
     image = matvec(basis[j])
@@ -160,9 +162,9 @@ def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     size = jnp.linalg.norm(image)
     image, coordinates = orthogonalise(image, basis)
     hessenberg = hessenberg.at[:, j].add(coordinates)
-    # Where no more is left than the rounding of this product, the space is invariant as far as can
-    # be seen: what follows stays zero and uncoupled. Compared with all of H, where an outlier may
-    # be a million times the bulk, it would be judged so too early.
+    # If the remainder is no larger than the rounding error of this product, the space is invariant
+    # to working precision, and the following rows stay zero and uncoupled. Relative to ‖H‖, which
+    # an outlier may make a million times the bulk, the iteration would end too early.
     remainder = jnp.linalg.norm(image)
     alive = remainder > EXHAUSTED * eps * size
     direction = normalised(image, remainder, alive)
@@ -173,7 +175,7 @@ def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
 
 
 def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The projection of a symmetric operator as it should be, and how far from it that was."""
+    """The projection of a symmetric operator, made symmetric tridiagonal, and its deviation."""
     if jnp.iscomplexobj(hessenberg):
         return hessenberg, jnp.zeros((), hessenberg.real.dtype)
     below = jnp.diagonal(hessenberg, -1)
@@ -183,10 +185,10 @@ def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @_programs.broadcasting()
 def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> KrylovSpace:
-    """Arnoldi's iteration with every new vector orthogonalised twice against all before it.
+    """Arnoldi iteration with every new vector orthogonalised twice against all earlier ones.
 
-    For a real symmetric operator this is Lanczos with full reorthogonalisation: the projection
-    is then symmetric up to rounding, and is returned exactly tridiagonal.
+    For a real symmetric operator this is Lanczos iteration with full reorthogonalisation: the
+    projection is then tridiagonal up to rounding, and is returned exactly tridiagonal.
     """
     begun, size = _begin(vector, depth)
     space = jax.lax.fori_loop(0, depth, lambda j, space: _step(matvec, j, space), begun)
@@ -198,7 +200,7 @@ def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> Kr
 
 
 def eigh(matrix: Float[Array, "m m"]) -> tuple[jax.Array, jax.Array]:
-    """`jnp.linalg.eigh`, whatever the unit of the entries: not every solver scales them."""
+    """`jnp.linalg.eigh` of a scaled matrix: not every solver scales the entries itself."""
     unit = jnp.max(jnp.abs(matrix))
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
     values, vectors = jnp.linalg.eigh(matrix / unit)
@@ -212,8 +214,8 @@ def matrix_function(
 ) -> Inexact[Array, " m"]:
     r"""$f(A)v$ for a dense $A$: real symmetric, or complex and diagonalisable.
 
-    A complex $A$ gets eigenvalues whose imaginary part is no more than rounding put back on the
-    real axis, so that $f$ sees them on the same side of a branch cut, whatever the rounding.
+    For a complex $A$, imaginary parts of eigenvalues within rounding error are set to zero, so that
+    the side of a branch cut of $f$ does not depend on rounding.
     """
     if not jnp.iscomplexobj(matrix):
         values, vectors = eigh(matrix)
@@ -242,9 +244,10 @@ def from_coordinates(space: KrylovSpace, coordinates: Inexact[Array, " m"]) -> I
 
 
 class KrylovProduct(NamedTuple):
-    """`krylov_apply`'s answer: f(H)v, its error estimate, products used, whether H is symmetric.
+    """The result of `krylov_apply`: f(H)v, its error estimate, and the number of products.
 
-    And whether what was seen of H has no eigenvalue below zero, as far as rounding can tell.
+    Also whether H is symmetric, and whether its projection has no negative eigenvalue, to within
+    rounding error.
     """
 
     value: Inexact[Array, " n"]
@@ -260,7 +263,7 @@ def leading_coordinates(
     """f(T) e₁ for the leading `size` rows and columns of T, zeros after them."""
     rows = jnp.arange(len(hessenberg), dtype=jnp.int32)
     inside = rows < size
-    # The other rows get the first diagonal entry: a value at which f is asked for anyway.
+    # The other rows get the first diagonal entry, at which f is evaluated in any case.
     padding = jnp.where(inside, jnp.zeros((), hessenberg.dtype), hessenberg[0, 0])
     projected, _ = _tridiagonal(jnp.where(inside[:, None] & inside, hessenberg, 0))
     first = jnp.zeros(len(rows), hessenberg.dtype).at[0].set(1)
@@ -268,16 +271,16 @@ def leading_coordinates(
 
 
 def _evaluation(size: jax.Array) -> jax.Array:
-    """The number of the evaluation at this size, or the first after it."""
+    """The index of the evaluation at this size, or of the first one after it."""
     return (size + STRIDE - 1) // STRIDE
 
 
 def _change(
     function: Callable[[jax.Array], jax.Array], matrix: Inexact[Array, "m m"], lost: jax.Array
 ) -> Float[Array, ""]:
-    """How much f(T) e₁ owes to the last digits of T: f over eigenvalues that are `lost` off.
+    """The change of f(T) e₁ when the eigenvalues of T change by up to `lost`.
 
-    Infinite where f is not finite there on either side.
+    Infinite if f is not finite on either side of an eigenvalue.
     """
     if jnp.iscomplexobj(matrix):
         values, vectors = jnp.linalg.eig(matrix)
@@ -286,7 +289,7 @@ def _change(
         values, vectors = eigh(matrix)
         weights = jnp.abs(vectors[0])
     moves = [s * lost.astype(values.dtype) for s in (-1.0, -0.25, 0.25, 1.0)]
-    # An eigenvalue that may as well be zero is tried there.
+    # An eigenvalue that is zero to within the error is also moved to zero.
     moves.append(jnp.where(jnp.abs(values) <= lost, -values, moves[0]))
     here = function(values)
     sizes = [jnp.abs(function(values + move) - here) for move in moves]
@@ -305,8 +308,8 @@ def krylov_apply(
 ) -> KrylovProduct:
     r"""$f(H)v \approx \|v\|\,Q f(T) e_1$ with `depth` products, at most the dimension.
 
-    The error estimate is the distance to the same with a quarter of the products less, and what the
-    rounding of the products may change. With a tolerance the iteration ends when the distance is
+    The error estimate is the distance to the result with a quarter fewer products, plus the effect
+    of rounding error in the products. With a tolerance the iteration ends when the distance is
     below `tolerance` times the norm of the result.
     """
     depth = min(depth, vector.size)
@@ -322,7 +325,7 @@ def krylov_apply(
         )
 
     def error_of(size, space, coordinates, shorter):
-        # An exhausted space holds the answer, and so does the whole one.
+        # The result is exact in an exhausted or complete space.
         led_out = space.hessenberg[jnp.minimum(size, depth - 1), size - 1] != 0
         exact = (size == vector.size) | ((size < depth) & ~led_out)
         return jnp.where(exact, 0.0, jnp.linalg.norm(coordinates - shorter))
@@ -360,7 +363,7 @@ def krylov_apply(
         size_of_vector > 0, size_of_vector.astype(coordinates.dtype) * coordinates, 0
     )
     value = scaled @ space.basis.astype(scaled.dtype)
-    # The last column is not complete: what it leads to has no product yet.
+    # Leading rows and columns: the last vector of the basis has not been multiplied yet.
     inside = jnp.arange(depth, dtype=jnp.int32) < size
     projected, asymmetry = _tridiagonal(jnp.where(inside[:, None] & inside, space.hessenberg, 0))
     reach = jnp.max(jnp.abs(projected))
@@ -375,22 +378,22 @@ def krylov_apply(
     error = size_of_vector * (error + change + own)
     nonnegative = jnp.array(True)
     if not jnp.iscomplexobj(projected):
-        # Rows that are not filled have the first diagonal entry, which is no lower than the lowest.
+        # Empty rows have the first diagonal entry, which is at least the smallest eigenvalue.
         lowest = jnp.min(eigh(projected + jnp.diag(first * jnp.where(inside, 0, 1)))[0])
         nonnegative = is_nonnegative(lowest, asymmetry, reach)
     return KrylovProduct(value, error, size, is_symmetric(asymmetry, reach), nonnegative)
 
 
 class FunctionProduct(NamedTuple):
-    r"""A function of the Hessian times a vector, and what is known about its error.
+    r"""A function of the Hessian times a vector, with an error estimate.
 
     Attributes:
-      value: $f(H)v$, of the structure of the parameters; complex where $f$ is. NaN where the
-        products were not finite, not those of a symmetric matrix, or showed a negative eigenvalue
-        of a curvature that says it has none.
-      error: estimate of the norm of its error: the distance to the same with a quarter of
-        the products less, and what moving all eigenvalues by the rounding of the products, some
-        roundings of $\|H\|$, changes.
+      value: $f(H)v$, with the structure of the parameters; complex if $f$ is. NaN if the products
+        were not finite, the matrix is not symmetric, or a curvature declared positive semidefinite
+        has a negative eigenvalue.
+      error: estimate of the norm of its error: the distance to the result with a quarter fewer
+        products, plus the effect of rounding error in the products, a few machine epsilons times
+        $\|H\|$.
       converged: whether the error is at most `tolerance` times the norm of `value`.
       num_products: Hessian-vector products used.
     """
@@ -408,16 +411,16 @@ def _apply(hessian, params, function, vector, tolerance, *, depth) -> FunctionPr
         tolerance = tolerance.astype(flat.dtype)
     start = ravel(in_single(vector))[0].astype(flat.dtype)
     nonnegative = hessian.positive_semidefinite
-    found = krylov_apply(on_domain(function, nonnegative), product, start, depth, tolerance)
-    allowed = 0.0 if tolerance is None else tolerance * norm(found.value)
-    known = found.symmetric & found.nonnegative if nonnegative else found.symmetric
-    value = jnp.where(known, found.value, jnp.nan)
+    result = krylov_apply(on_domain(function, nonnegative), product, start, depth, tolerance)
+    allowed = 0.0 if tolerance is None else tolerance * norm(result.value)
+    known = result.symmetric & result.nonnegative if nonnegative else result.symmetric
+    value = jnp.where(known, result.value, jnp.nan)
     if jnp.iscomplexobj(value):
         tree = jax.tree.map(jax.lax.complex, unravel(value.real), unravel(value.imag))
     else:
         tree = unravel(value)
-    error = jnp.where(known, found.error, jnp.inf)
-    return FunctionProduct(tree, error, error <= allowed, found.num_products)
+    error = jnp.where(known, result.error, jnp.inf)
+    return FunctionProduct(tree, error, error <= allowed, result.num_products)
 
 
 def function_product(
@@ -429,13 +432,13 @@ def function_product(
     depth: int = 64,
     tolerance: ScalarLike | None = None,
 ) -> FunctionProduct:
-    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, with as many products as it takes.
+    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, to a given tolerance.
 
     The Krylov space of $v$ grows until the last quarter of the products has changed the result by
     less than `tolerance`, relative to its norm.
 
-    For a positive semidefinite `Curvature`, f is asked for at eigenvalues of at least 0 only, so
-    that roots are defined: $(G + \delta)^{-1/2}v$ is
+    For a positive semidefinite `Curvature`, f is evaluated at non-negative numbers only, so that
+    roots are defined: $(G + \delta)^{-1/2}v$ is
     `function_product(lambda x: (x + delta) ** -0.5, G, params, v)`.
 
     Args:
@@ -443,16 +446,16 @@ def function_product(
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
-      depth: at most so many Hessian-vector products; memory for as many vectors.
+      depth: largest number of Hessian-vector products; takes memory for as many vectors.
       tolerance: of the error, relative to the norm of the value; by default $10^{-5}$ in single
-        precision and $10^{-6}$ in double, which reach about $10^{-6}$ and $10^{-14}$ where f is
-        smooth on the scale of $\|H\|$.
+        precision and $10^{-6}$ in double precision. If f is smooth on the scale of $\|H\|$, about
+        $10^{-6}$ and $10^{-14}$ can be reached.
 
     Returns:
       A `FunctionProduct`.
 
     Raises:
-      ValueError: `depth` is below 1, the tolerance is not positive, the vector does not fit the
+      ValueError: `depth` is below 1, the tolerance is not positive, the vector does not match the
         params, or the loss is not a finite scalar at `params`.
       TypeError: `depth` is not an integer.
 
@@ -483,11 +486,11 @@ def apply_function(
     *,
     depth: int,
 ) -> Params:
-    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, by Lanczos, with a fixed depth.
+    r"""$f(H)v$ for the Hessian $H$ of `loss` at `params`, by Lanczos iteration of fixed depth.
 
     Exact for polynomials $f$ of degree below `depth`, and for every $f$ once the Krylov space
-    of $v$ is exhausted (never later than the dimension $n$). `function_product` does the same to a
-    given tolerance, and reports an error estimate.
+    of $v$ is exhausted (at the latest at depth $n$). `function_product` computes it to a given
+    tolerance, with an error estimate.
 
     Args:
       function: $f$, elementwise on an array of eigenvalues; it may return complex values.
@@ -497,11 +500,11 @@ def apply_function(
       depth: number of Hessian-vector products $m \ge 1$; clipped to $n$.
 
     Returns:
-      $f(H)v$, of the structure of `params`; complex where $f$ is. NaN where the products were not
-      finite, or not those of a symmetric matrix.
+      $f(H)v$, with the structure of `params`; complex if $f$ is. NaN if the products were not
+      finite, or the matrix is not symmetric.
 
     Raises:
-      ValueError: `depth` is below 1, the vector does not fit the params, or the loss is not a
+      ValueError: `depth` is below 1, the vector does not match the params, or the loss is not a
         finite scalar at `params`.
       TypeError: `depth` is not an integer.
 

@@ -1,10 +1,10 @@
-r"""Which curvature: Gauss-Newton, Fisher, preconditioned, or a matrix of the user's own.
+r"""Curvature matrices: Gauss-Newton, Fisher, preconditioned, and user-defined ones.
 
-A network's curvature has two factors, the Jacobian $J$ of what it predicts and a matrix $M$ in the
-space of predictions. $J^\top M J$ is the generalised Gauss-Newton matrix for $M$ the Hessian of
-the loss there, the Fisher matrix for $M$ that of the predicted distribution, and the empirical
-Fisher for predictions that are the losses of the samples and $M$ a multiple of the identity. So one
-class serves them all: one product with $J$, one with $M$, one with $J^\top$.
+Several matrices have the form $J^\top M J$, with the Jacobian $J$ of a network's outputs and a
+matrix $M$ in the space of outputs. $M$ is the Hessian of the loss for the generalised Gauss-Newton
+matrix, the Fisher matrix of the predicted distribution for the Fisher matrix, and, with the losses
+of the samples as outputs, a multiple of the identity for the empirical Fisher matrix. One class
+implements them: a product with $J$, one with $M$, and one with $J^\top$.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from pfcore.curvature.products import (
 
 KINDS = ("cross_entropy", "mse")
 Outputs = Any  # a pytree of floating-point arrays, or one array
-# (outputs, index of the batch, *batch) -> gradient in the outputs, if any, and product with M
+# (outputs, index of the batch, *batch) -> gradient in the outputs or None, and product with M
 AtOutputs = Callable[..., tuple[Outputs | None, Product]]
 
 
@@ -115,7 +115,7 @@ class Factored(Curvature):
             outputs = self._outputs(params)
             if loss is not None:
                 return loss(outputs, *batch)
-            # Finite if all of them are: sums might overflow.
+            # Tested one by one, since a sum may overflow.
             finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(outputs)]
             return jnp.where(jnp.all(jnp.stack(finite)), 0.0, jnp.nan)
 
@@ -143,26 +143,26 @@ def gauss_newton(
 
     $J$ is the Jacobian of `predict` at $\theta$ and $H_\text{out}$ the Hessian of
     `loss_of_outputs` at the outputs. It is the Hessian of $E = \ell \circ f$ without its second
-    term, $\sum_j (\partial\ell/\partial f_j)\,\nabla^2 f_j$; the two are equal where the outputs
-    are linear in the parameters. Whatever `loss_of_outputs` does with the samples, mean or sum and
-    any factor, is in $G$ as it is in the Hessian of the loss.
+    term, $\sum_j (\partial\ell/\partial f_j)\,\nabla^2 f_j$; the two are equal if the outputs are
+    linear in the parameters. $G$ has the same normalisation as the Hessian of the loss: a mean, sum
+    or factor in `loss_of_outputs` applies to both.
 
-    A product is one with $J$, one with $H_\text{out}$ and one with $J^\top$: less work than a
-    Hessian product.
+    A product takes one product each with $J$, $H_\text{out}$ and $J^\top$, which is less work than
+    a Hessian product.
 
     Args:
       predict: $f$, from `params` to the outputs of all samples, any pytree of floats.
-      loss_of_outputs: $\ell$, from what `predict` returns to a real scalar.
-      convex: whether $\ell$ is convex, as mean squared error and cross-entropy are. Then $G$ has no
-        negative eigenvalue, and says so (`positive_semidefinite`). Pass False for another loss.
+      loss_of_outputs: $\ell$, from the outputs to a real scalar.
+      convex: whether $\ell$ is convex, as mean squared error and cross-entropy are. Then $G$ is
+        positive semidefinite, and `positive_semidefinite` is true. Pass False for other losses.
 
     Returns:
-      A `Curvature`, to be passed in place of a loss. In `over_batches` both functions take a batch
-      as a further argument.
+      A `Curvature`, to pass in place of a loss. In `over_batches` both functions take a batch as a
+      further argument.
 
     Raises:
-      TypeError: an argument is not a function. When it is used: outputs are no floats.
-      ValueError: when it is used: `loss_of_outputs` returns no scalar, or is not finite.
+      TypeError: an argument is not a function. When used: the outputs are not floating-point.
+      ValueError: when used: `loss_of_outputs` does not return a finite scalar.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -199,17 +199,17 @@ def gauss_newton(
 
 
 def _positions(outputs: jax.Array) -> int:
-    """How many distributions there are: one for each sample, or for each place in a sequence."""
+    """The number of distributions: one for each sample, or for each position in a sequence."""
     return outputs.size // outputs.shape[-1]
 
 
 def _with_two_classes(x: jax.Array) -> jax.Array:
-    """One logit z for two classes as the pair (0, z)."""
+    """A single logit z of two classes as the pair (0, z)."""
     return jnp.concatenate([jnp.zeros_like(x), x], axis=-1) if x.shape[-1] == 1 else x
 
 
 def _drawn_classes(key: jax.Array, logits: jax.Array, samples: int) -> jax.Array:
-    """How often each class is drawn, of the shape of the logits; in the memory of one draw."""
+    """The number of draws of each class, shaped like the logits, in the memory of one draw."""
 
     def draw(i: jax.Array | int, counts: jax.Array) -> jax.Array:
         classes = jax.random.categorical(jax.random.fold_in(key, i), logits)
@@ -219,7 +219,7 @@ def _drawn_classes(key: jax.Array, logits: jax.Array, samples: int) -> jax.Array
 
 
 def _categorical(outputs: jax.Array, key: jax.Array | None, samples: int | None) -> Product:
-    """u ↦ the mean over positions of E[(p − e_y)(p − e_y)ᵀ]u, exactly or over drawn classes y."""
+    """u ↦ mean over positions of E[(p − e_y)(p − e_y)ᵀ]u, exact or over sampled classes y."""
     single = outputs.shape[-1] == 1
     logits = _with_two_classes(outputs)
     p = jax.nn.softmax(logits, axis=-1)
@@ -229,14 +229,14 @@ def _categorical(outputs: jax.Array, key: jax.Array | None, samples: int | None)
     def product(u: jax.Array) -> jax.Array:
         u = _with_two_classes(u)
         along = counts * (jnp.sum(p * u, axis=-1, keepdims=True) - u)  # count · (p − e)ᵀu
-        found = weight * (p * jnp.sum(along, axis=-1, keepdims=True) - along)
-        return found[..., 1:] if single else found
+        image = weight * (p * jnp.sum(along, axis=-1, keepdims=True) - along)
+        return image[..., 1:] if single else image
 
     return product
 
 
 def _gaussian(outputs: jax.Array, key: jax.Array | None, samples: int | None) -> Product:
-    """The same for a normal distribution of unit variance around the outputs."""
+    """As `_categorical`, for a normal distribution of unit variance around the outputs."""
     weight = 1.0 / _positions(outputs)
     if samples is None or key is None:
         return lambda u: weight * u
@@ -266,35 +266,36 @@ def fisher(
     \end{aligned}
     $$
 
-    the mean over the N positions that outputs $[n, \dots, k]$ have before their last axis. No
-    targets are needed. The distribution is
+    the mean over the N positions of outputs $[n, \dots, k]$, given by all axes but the last. It
+    does not depend on targets. The distribution is
 
     * "cross_entropy": $\operatorname{softmax} f$; with one output, $\operatorname{sigmoid} f$ for
       the second of two classes. F is the Gauss-Newton matrix of the mean cross-entropy.
     * "mse": normal around f with unit variance. F is the Gauss-Newton matrix of the mean of
-      $\tfrac12\|f - y\|^2$, whatever the targets; of a mean of $\|f - y\|^2$ it is one half.
+      $\tfrac12\|f - y\|^2$, and half of that of the mean of $\|f - y\|^2$.
 
-    So it is on the scale of `pfcore.losses.full_batch` without weights.
+    Its scale is that of `pfcore.losses.full_batch` without weights.
 
-    With `samples`, the expectation is a mean over that many draws of $y$ at each position: unbiased
-    for the exact F, with variance proportional to 1/samples. The draws depend on `key` and on the
-    parameters through $p$; another key gives an independent estimate, and the spread over
-    keys the error.
+    With `samples`, the expectation is a mean over that many draws of $y$ at each position. This
+    estimate of F is unbiased, with variance proportional to 1/samples. The draws depend on `key`
+    and on the parameters through $p$; another key gives an independent estimate, and the spread
+    over keys is the error.
 
     Args:
       predict: $f$, from `params` to an array [n, ..., k]: logits for "cross_entropy".
       kind: "cross_entropy" or "mse".
-      samples: draws for each position; None for the exact expectation, which costs no more.
+      samples: number of draws for each position; None for the exact expectation, which is not more
+        expensive.
       key: for the draws, `jax.random.key(seed)`.
 
     Returns:
-      A `Curvature`, positive semidefinite. It has no gradient, as it belongs to no loss. In
-      `over_batches`, `predict` takes a batch as a further argument, and each batch has draws of its
-      own.
+      A positive semidefinite `Curvature`, without a gradient, since there is no loss. In
+      `over_batches`, `predict` takes a batch as a further argument, and each batch has its own
+      draws.
 
     Raises:
-      ValueError: `kind` is unknown, `samples` is below 1, one of `samples` and `key` is missing.
-        When it is used: outputs have no axis of samples, or are not finite.
+      ValueError: `kind` is unknown, `samples` is below 1, or only one of `samples` and `key` is
+        given. When used: outputs have no axis of samples, or are not finite.
       TypeError: `predict` is not a function, `samples` is not an integer.
 
     Example:
@@ -343,20 +344,20 @@ def empirical_fisher(loss_per_sample: Any) -> Curvature:
 
     $$\frac1N \sum_i \nabla\ell_i\,\nabla\ell_i^\top,$$
 
-    for the mean loss $E = \frac1N \sum_i \ell_i$. At the targets that there are, and not at those
-    that the network predicts: it is not the Fisher matrix, and no approximation of the Hessian
-    away from a perfect fit. Its size has the unit of the loss squared.
+    for the mean loss $E = \frac1N \sum_i \ell_i$. It uses the targets of the data rather than
+    targets drawn from the predicted distribution. Therefore it is not the Fisher matrix, and it
+    does not approximate the Hessian away from a perfect fit. It has the unit of the loss squared.
 
     Args:
       loss_per_sample: from `params` to the losses $\ell_i$, an array of N numbers of any shape.
 
     Returns:
-      A `Curvature`, positive semidefinite, with the gradient of the mean. In `over_batches`,
+      A positive semidefinite `Curvature`, with the gradient of the mean. In `over_batches`,
       `loss_per_sample` takes a batch as a further argument.
 
     Raises:
       TypeError: `loss_per_sample` is not a function.
-      ValueError: when it is used: it returns more than one array, a scalar, or what is not finite.
+      ValueError: when used: it returns a scalar, several arrays, or numbers that are not finite.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -403,7 +404,7 @@ class Preconditioned(Curvature):
         return f"preconditioned({self._loss!r})"
 
     def _full_scale(self, params: Params) -> Params:
-        """S of the structure and shapes of the parameters, or what is wrong with it."""
+        """S with the structure and shapes of the parameters; raises an error if it has others."""
         try:
             scale = jax.tree.broadcast(self._scale, params)
             scale = jax.tree.map(
@@ -446,22 +447,22 @@ def preconditioned(loss: Any, scale: Params) -> Curvature:
 
     An optimiser with updates $-h P^{-1} g$ is gradient descent in the coordinates $S^{-1}\theta$
     with $S = P^{-1/2}$, where the Hessian is $S H S$ and the gradient $S g$. Its eigenvalues are
-    those of $P^{-1}H$: while P is held, steps are stable where they are below $2/h$, with momentum
-    $\beta$ as an exponential moving average below $(2 + 2\beta)/((1 - \beta)h)$.
+    those of $P^{-1}H$. For constant P, steps are stable if they are below $2/h$, or below
+    $(2 + 2\beta)/((1 - \beta)h)$ with momentum $\beta$ as an exponential moving average.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
-      scale: the diagonal of S, at least 0, of the structure and shapes of `params`; a number for a
-        leaf, or for all below it, holds for each entry. `optimizer_scale` finds that of Adam,
-        RMSProp and AdaGrad. Zero leaves a parameter out.
+      scale: the diagonal of S, at least 0, with the structure and shapes of `params`. A number in
+        place of a leaf or of a subtree applies to all of its entries. `optimizer_scale` returns the
+        scale of Adam, RMSProp and AdaGrad. Zero excludes a parameter.
 
     Returns:
-      A `Curvature`, positive semidefinite where the one within says so. Eigenvectors are in the new
-      coordinates: times `scale` they are directions of the parameters.
+      A `Curvature`, positive semidefinite if the given one is. Eigenvectors are in the new
+      coordinates; multiplied by `scale` they are directions of the parameters.
 
     Raises:
-      TypeError: `loss` is neither. When it is used: as for the loss.
-      ValueError: when it is used: `scale` does not fit, is negative or not finite.
+      TypeError: `loss` is neither a function nor a `Curvature`. When used: as for the loss.
+      ValueError: when used: `scale` does not match `params`, is negative or not finite.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -476,11 +477,11 @@ def preconditioned(loss: Any, scale: Params) -> Curvature:
     return Preconditioned(loss, scale)
 
 
-# ---- a user's own
+# ---- user-defined
 
 
 class Symmetric(Curvature):
-    """The matrix of a user's products; see `symmetric`."""
+    """A matrix defined by the user's products; see `symmetric`."""
 
     def __init__(
         self,
@@ -501,7 +502,7 @@ class Symmetric(Curvature):
         matvec = self._matvec
 
         def block(params: Params, vector: Params, *batch: Any) -> Params:
-            # The derivative of what fills in the others puts zeros in their place.
+            # The derivative of `fill` sets the other entries to zero.
             whole, filled = jax.jvp(part.fill, (params,), (vector,))
             return part.take(matvec(whole, filled, *batch))
 
@@ -532,12 +533,12 @@ class Symmetric(Curvature):
 
 
 def symmetric(matvec: Any, *, positive_semidefinite: bool = False) -> Curvature:
-    r"""A symmetric matrix of your own, known by its products.
+    r"""A user-defined symmetric matrix, given by its products.
 
     Args:
-      matvec: `matvec(params, vector)`, the product $A(\theta)v$, of the structure of `params`;
-        linear and symmetric in $v$, and traceable by JAX. What is not symmetric gives NaN.
-      positive_semidefinite: whether you know that no eigenvalue is negative.
+      matvec: `matvec(params, vector)`, the product $A(\theta)v$, with the structure of `params`;
+        linear and symmetric in $v$, and traceable by JAX. A matrix that is not symmetric gives NaN.
+      positive_semidefinite: whether no eigenvalue is negative.
 
     Returns:
       A `Curvature` without a gradient. In `over_batches`, `matvec` takes a batch as a further
@@ -545,7 +546,7 @@ def symmetric(matvec: Any, *, positive_semidefinite: bool = False) -> Curvature:
 
     Raises:
       TypeError: `matvec` is not a function.
-      ValueError: when it is used: the product has not the structure and shapes of `params`.
+      ValueError: when used: the product does not have the structure and shapes of `params`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore

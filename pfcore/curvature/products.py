@@ -1,6 +1,6 @@
 """Gradients and products with the Hessian or another curvature, in flat coordinates.
 
-Losses may be taken at complex parameters, other curvatures at real ones.
+Losses may be evaluated at complex parameters, other curvatures only at real ones.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pfcore import _programs
 from pfcore._checks import Loss, is_hosted
 from pfcore._trees import Params, check_params, in_single, is_complex, ravel
 
-# What JAX leaves in a linearised function where a rule serves reverse mode alone.
+# Primitive in a linearised function for which JAX has only a reverse-mode rule.
 REVERSE_ONLY = "custom_lin"
 MODES = ("forward-over-reverse", "reverse-over-reverse")
 Product = Callable[[Any], Any]  # v -> H v
@@ -23,14 +23,14 @@ Product = Callable[[Any], Any]  # v -> H v
 class Flat(NamedTuple):
     """A loss or a curvature at its parameters, in flat coordinates."""
 
-    gradient: Any  # of the loss, an array; None where the curvature is that of none
+    gradient: Any  # of the loss, an array; None for a curvature without a loss
     product: Product
     params: jax.Array
     unravel: Callable[[jax.Array], Params]
 
 
 class Part(NamedTuple):
-    """Some of the parameters: all of them, the way from some to all, and the way back."""
+    """A part of the parameters: the whole, and the maps from the part to the whole and back."""
 
     whole: Params
     fill: Callable[[Params], Params]
@@ -38,16 +38,17 @@ class Part(NamedTuple):
 
 
 class Curvature:
-    """A symmetric matrix that depends on parameters, known by its products.
+    """A symmetric matrix that depends on parameters, given by its products.
 
-    Every routine of `pfcore.curvature` takes one in place of a loss, as does
-    `pfcore.learning_rates.sharpness_rate`. Made by `gauss_newton`, `fisher`, `empirical_fisher`,
+    Every routine of `pfcore.curvature`, and `pfcore.learning_rates.sharpness_rate`, takes a
+    curvature in place of a loss. It is created by `gauss_newton`, `fisher`, `empirical_fisher`,
     `preconditioned`, `symmetric`, `subset`, `over_batches` or `watched`.
 
     Attributes:
       positive_semidefinite: whether no eigenvalue is negative. Functions of the matrix are then
-        asked for at eigenvalues of at least zero only, whatever rounding has done to them.
-      has_gradient: whether it belongs to a loss, whose gradient comes with it.
+        evaluated at non-negative numbers only, also where rounding error makes an eigenvalue
+        negative.
+      has_gradient: whether it belongs to a loss, and provides the gradient of that loss.
     """
 
     positive_semidefinite: bool = False
@@ -55,7 +56,7 @@ class Curvature:
     hosted: bool = False  # whether Python drives the products
 
     def check_at(self, params: Params) -> Params:
-        """Checked `params`, if the curvature can be evaluated there."""
+        """Return checked `params` at which the curvature can be evaluated."""
         raise NotImplementedError
 
     def at(self, params: Params) -> Flat:
@@ -63,17 +64,17 @@ class Curvature:
         raise NotImplementedError
 
     def bound(self, batch: Any, index: Any) -> "Curvature":
-        """The curvature of one batch, where its functions take a batch beside the parameters."""
+        """The curvature of one batch, if its functions take a batch as a further argument."""
         raise NotImplementedError
 
     def restricted(self, part: Part) -> "Curvature":
-        """The block of some parameters."""
+        """The block that belongs to a part of the parameters."""
         raise NotImplementedError
 
     def differentiable(
         self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
     ) -> jax.Array:
-        """The values: where Python drives the products there is no derivative; see `Traced`."""
+        """The values, without a derivative, since the products run in Python; see `Traced`."""
         return values
 
 
@@ -86,13 +87,13 @@ def gradient(loss: Loss, params: Params) -> Params:
 
 
 def _forward_refused(error: Exception) -> bool:
-    """Whether this is how JAX says that a function has a rule for reverse mode only."""
+    """Whether JAX raised this error because a function has a reverse-mode rule only."""
     text = str(error)
     return "forward-mode" in text or "jvp" in text.lower()
 
 
 def _linearized(loss: Any, params: Params, mode: str | None = None) -> tuple[Params, Product]:
-    """Gradient and Hessian product: forward over reverse, or else reverse over reverse."""
+    """Gradient and Hessian product: forward over reverse if possible, else reverse over reverse."""
     if isinstance(loss, Curvature):
         g, product, _, unravel = loss.at(check_params(params))
         flat_gradient = None if g is None else unravel(g)
@@ -101,7 +102,7 @@ def _linearized(loss: Any, params: Params, mode: str | None = None) -> tuple[Par
     def of_loss(p: Params) -> Params:
         return gradient(loss, p)
 
-    refused: Exception = TypeError("not asked for.")
+    refused: Exception = TypeError("not requested.")
     if mode != MODES[1]:
         try:
             g, product = jax.linearize(of_loss, params)
@@ -120,10 +121,10 @@ def _linearized(loss: Any, params: Params, mode: str | None = None) -> tuple[Par
 def _reversed(
     of_loss: Callable[[Params], Params], params: Params, refused: Exception
 ) -> tuple[Params, Product]:
-    """The same, reverse over reverse, where forward mode was refused."""
+    """Gradient and Hessian product, reverse over reverse, after forward mode failed."""
     try:
         g, transposed = jax.vjp(of_loss, params)
-        jax.eval_shape(transposed, params)  # some rules are asked only now
+        jax.eval_shape(transposed, params)  # some rules are evaluated only here
     except (TypeError, NotImplementedError, ValueError) as error:
         raise TypeError(
             "a Hessian product needs a forward-mode derivative of the gradient, or a second "
@@ -142,9 +143,9 @@ def _first_line(error: Exception) -> str:
 def gradient_and_hvp(
     loss: LossOrCurvature, params: Params, vector: Params, mode: str | None = None
 ) -> tuple[Params, Params]:
-    """Gradient and Hessian product in one pass, of the structure of `params`.
+    """Gradient and Hessian product in one pass, with the structure of `params`.
 
-    Outside compiled functions it is one program, which losses that compute the same share.
+    Outside compiled functions it is one program, shared by losses with the same computation.
     """
     if mode not in (None, *MODES):
         raise ValueError(f"mode must be None or one of {', '.join(MODES)}, got {mode!r}")
@@ -158,7 +159,7 @@ def gradient_and_hvp(
             return _both(loss, mode, params, vector)
     if _programs.is_traced(params, vector):
         return _both(loss, mode, params, vector)
-    # Traced at every call: without `jax.jit` a loss may read a batch that has changed meanwhile.
+    # Traced at every call: without `jax.jit` a loss may read a batch that has changed since.
     program = _programs.trace(functools.partial(_both, loss, mode), params, vector)
     return _programs.run(program, params, vector)
 
@@ -173,9 +174,9 @@ def hvp(
 ) -> Params:
     r"""Hessian-vector product $H(\theta)\,v$, forward over reverse.
 
-    Where JAX refuses forward mode (a `jax.custom_vjp` without a forward rule, kernels with a
-    backward pass alone) it is reverse over reverse, which takes more memory, and needs a backward
-    pass that can be differentiated.
+    If JAX has no forward mode for the loss (a `jax.custom_vjp` without a forward rule, or a kernel
+    with a backward pass only), it is reverse over reverse. This takes more memory, and the backward
+    pass must be differentiable.
 
     At complex parameters the Hessian is that of the analytic continuation: complex symmetric,
     not Hermitian.
@@ -183,14 +184,14 @@ def hvp(
     Args:
       loss: $E$, from `params` to a scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
-      vector: $v$, of the structure, shapes and dtypes of `params`.
-      mode: "forward-over-reverse" or "reverse-over-reverse"; None takes the first that JAX can.
+      vector: $v$, with the structure, shapes and dtypes of `params`.
+      mode: "forward-over-reverse" or "reverse-over-reverse"; None takes the first that works.
 
     Returns:
-      $H v$, of the structure of `params`. Costs about two gradients.
+      $H v$, with the structure of `params`. Costs about two gradients.
 
     Raises:
-      TypeError: the loss can be differentiated twice in neither way, or not in the one asked for.
+      TypeError: the loss cannot be differentiated twice, or not in the requested mode.
       ValueError: `mode` is unknown.
 
     Example:
@@ -203,19 +204,19 @@ def hvp(
 
 
 def linearized_hvp(loss: LossOrCurvature, params: Params) -> tuple[Params, Product]:
-    r"""$(g, v \mapsto Hv)$, linearised once: what does not depend on $v$ is not computed again.
+    r"""$(g, v \mapsto Hv)$, linearised once: terms that do not depend on $v$ are not recomputed.
 
-    Many products at one point cost about a fifth less than as many calls of `hvp` (digits network,
-    CPU). As `hvp`, it is reverse over reverse where JAX refuses forward mode.
+    Products at one point cost about a fifth less than calls of `hvp` (digits network, CPU). Like
+    `hvp`, it is reverse over reverse if JAX has no forward mode for the loss.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
 
     Returns:
-      The gradient, of the structure of `params` (None for a curvature that has none), and a linear
-      function from vectors of that structure to products. `jax.vmap` of it takes a batch of vectors
-      in one pass.
+      The gradient, with the structure of `params` (None for a curvature without a gradient), and a
+      linear function from vectors of that structure to products. `jax.vmap` of it multiplies a
+      batch of vectors in one pass.
 
     Raises:
       TypeError: as for `hvp`.
@@ -233,7 +234,7 @@ def linearized_hvp(loss: LossOrCurvature, params: Params) -> tuple[Params, Produ
 def linearized_function(
     function: Callable[[jax.Array], Any], params: jax.Array
 ) -> tuple[Any, Product, Product]:
-    """Value, and products with the Jacobian and with its transpose, linearised once."""
+    """Value, product with the Jacobian, and product with its transpose, linearised once."""
     refused: Exception
     try:
         value, forward = jax.linearize(function, params)
@@ -252,7 +253,7 @@ def linearized_function(
     def transposed(v: jax.Array) -> Any:
         return jax.vjp(backward, value)[1](v)[0]
 
-    try:  # what is linear in the cotangent has the Jacobian for its transpose
+    try:  # the transpose of this function, which is linear in the cotangent, is the Jacobian
         jax.eval_shape(transposed, params)
     except (TypeError, NotImplementedError, ValueError) as error:
         raise TypeError(
@@ -264,9 +265,9 @@ def linearized_function(
 
 
 def flat_product(loss: Any, params: Params) -> Flat:
-    """Gradient and product in flat coordinates, the flat parameters, and the way back.
+    """Gradient and product in flat coordinates, the flat parameters, and the inverse map.
 
-    Parameters of 16 bits are taken as float32, and so is everything that comes of them.
+    16-bit parameters are converted to float32, and results are float32.
     """
     if isinstance(loss, Curvature):
         return loss.at(params)
@@ -276,7 +277,7 @@ def flat_product(loss: Any, params: Params) -> Flat:
 
 
 def of_batch(loss: Any, batch: Any, index: Any) -> Any:
-    """A loss or a curvature of one batch, the `index`-th."""
+    """A loss or a curvature of one batch, of number `index`."""
     if isinstance(loss, Curvature):
         return loss.bound(batch, index)
     return lambda params: loss(params, batch)
@@ -294,7 +295,7 @@ def has_gradient(loss: Any) -> bool:
 
 
 def is_positive_semidefinite(loss: Any) -> bool:
-    """Whether a loss or a curvature says that its matrix has no negative eigenvalue."""
+    """Whether a curvature is declared positive semidefinite; false for a loss."""
     return isinstance(loss, Curvature) and loss.positive_semidefinite
 
 
@@ -302,8 +303,8 @@ def is_positive_semidefinite(loss: Any) -> bool:
 class Hessian:
     """The Hessian of a loss, or another curvature, as an argument of compiled functions.
 
-    Two programs: one from the parameters to the gradient and what products need, one from that and
-    a vector to the product.
+    Two programs: one from the parameters to the gradient and the data that products need, and one
+    from those data and a vector to the product.
     """
 
     def __init__(
@@ -314,8 +315,8 @@ class Hessian:
 
     @classmethod
     def of(cls, loss: Any, params: Params) -> "Hessian":
-        """Traced at every call, since a function may read what changes; but for functions of which
-        it is known that they do not."""
+        """Traced at every call, since a function may read data that change, unless the function is
+        known not to."""
         if _programs.is_fixed(loss):
             return _programs.remembered("hessian", loss, params, lambda: cls._traced(loss, params))
         return cls._traced(loss, params)
@@ -334,7 +335,7 @@ class Hessian:
         return cls(program, codes[0], is_positive_semidefinite(loss))
 
     def at(self, params: Params) -> Flat:
-        """What `flat_product` returns."""
+        """The same as `flat_product`."""
         flat, unravel = ravel(in_single(params))
         g, needed = self.forward(params)
         return Flat(g, lambda vector: self.product(needed, vector), flat, unravel)
@@ -342,7 +343,7 @@ class Hessian:
     def differentiable(
         self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
     ) -> jax.Array:
-        """The values: where they were found without a transformation, there is no derivative."""
+        """The values, without a derivative: no transformation is active."""
         return values
 
     def tree_flatten(self) -> tuple[tuple[_programs.Program], tuple[_programs.Code, bool]]:
@@ -354,7 +355,7 @@ class Hessian:
 
 
 class Traced:
-    """The Hessian or curvature where a transformation is at work, which needs the loss itself."""
+    """The Hessian or curvature under a transformation, which needs the loss itself."""
 
     def __init__(self, loss: Any) -> None:
         self._loss = loss
@@ -365,9 +366,9 @@ class Traced:
     ) -> jax.Array:
         r"""Eigenvalues [k] with their derivative $\partial\lambda = u^\top(\partial H)u$.
 
-        `vectors` [k, n] are taken to be the eigenvectors, and as constants. Where an eigenvalue is
-        not `simple` [k], its derivative is refused: an error where the values are known, as under
-        `jax.grad` alone, and NaN within compiled functions.
+        `vectors` [k, n] are assumed to be the eigenvectors, and treated as constants. An eigenvalue
+        that is not `simple` [k] has no derivative: this raises an error if the values are known, as
+        under `jax.grad` alone, and gives NaN within compiled functions.
         """
         loss = self._loss
 
@@ -392,22 +393,22 @@ class Traced:
                 return jax.vmap(lambda u: u @ product(u))(vectors)
 
             moved = jax.jvp(bends, (params,), (tangents[0],))[1].astype(values.dtype)
-            # A factor, which the transposed rule has too.
+            # As a factor, so that it also applies to the transposed rule.
             return values, jnp.where(simple, 1, jnp.nan).astype(values.dtype) * moved
 
         return of(params, values, jax.lax.stop_gradient(vectors), simple)
 
     def at(self, params: Params) -> Flat:
-        """What `flat_product` returns."""
+        """The same as `flat_product`."""
         return flat_product(self._loss, params)
 
 
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a function of (Hessian, params, …) so that it can be called with (loss, params, …).
+    """Compile a function of (Hessian, params, …) to be called with (loss, params, …).
 
-    In place of the loss there may be a `Curvature`. Losses that compute the same on other data
-    share a program (see `pfcore._programs`). Under a transformation, or within a compiled function,
-    it becomes a part of that.
+    A `Curvature` may take the place of the loss. Losses with the same computation on other data
+    share a program (see `pfcore._programs`). Under a transformation or within a compiled function,
+    the body becomes part of that.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -421,8 +422,9 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             if is_hosted(loss):
                 if _programs.is_traced(params):
                     raise TypeError(
-                        f"{type(loss).__name__} goes through its batches in Python, which a "
-                        "compiled function or a transformation cannot; call this outside them"
+                        f"the products of {type(loss).__name__} run in Python, which is not "
+                        "possible in a compiled function or under a transformation; call this "
+                        "outside them"
                     )
                 with jax.disable_jit():
                     return body(loss, params, *args, **options)

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from pfcore._checks import ScalarLike
 from pfcore._trees import Params
 
-# The name of an option of Optax -> its value.
+# Name of an option of Optax -> value.
 Options = Mapping[str, Any]
 
 
 class _Rule(NamedTuple):
-    """How one of Optax's transformations makes P of what its state holds.
+    """How one of Optax's transformations computes P from its state.
 
     Attributes:
       moments: the field of the state that holds the second moments.
-      defaults: Optax's, of the options that are needed.
-      scale: (moments, options, count) -> the diagonal of P.
+      defaults: Optax's defaults of the options that are needed.
+      diagonal: (moments, options, count) -> the diagonal of P.
     """
 
     moments: str
@@ -29,7 +29,7 @@ class _Rule(NamedTuple):
 
 
 def _corrected(nu: jax.Array, decay: Any, count: Any) -> jax.Array:
-    """Moments without their bias towards the zeros from which they started; NaN before a step."""
+    """Bias-corrected moments; NaN before the first step."""
     kept = 1 - jnp.asarray(decay, jnp.float32) ** jnp.asarray(count, jnp.float32)
     return nu / kept.astype(nu.dtype)
 
@@ -48,12 +48,12 @@ def _rmsprop(nu: jax.Array, options: Options, count: Any) -> jax.Array:
 
 
 def _adagrad(total: jax.Array, options: Options, count: Any) -> jax.Array:
-    # Optax leaves a parameter alone whose gradient has always been zero.
+    # Optax does not update a parameter whose gradient has always been zero.
     return jnp.where(total > 0, jnp.sqrt(total + options["eps"]), jnp.inf)
 
 
 _RMSPROP = _Rule("nu", {"decay": 0.9, "eps": 1e-8, "eps_in_sqrt": True}, _rmsprop)
-# By the name of the state's class: not all of them are public in Optax.
+# By the name of the state's class, since some of the classes are not public in Optax.
 RULES = {
     "ScaleByAdamState": _Rule("nu", {"b2": 0.999, "eps": 1e-8, "eps_root": 0.0}, _adam),
     "ScaleByRmsState": _RMSPROP,
@@ -63,7 +63,7 @@ RULES = {
 
 
 def _walked(node: Any, injected: Options) -> Iterator[tuple[Any, Options]]:
-    """The states within a state, each with the options that are injected around it."""
+    """The states nested in a state, each with the hyperparameters injected around it."""
     yield node, injected
     hyperparams = getattr(node, "hyperparams", None)
     if isinstance(hyperparams, Mapping):
@@ -78,10 +78,10 @@ def _walked(node: Any, injected: Options) -> Iterator[tuple[Any, Options]]:
 
 
 def _plain(x: Any) -> Any:
-    """What `nnx.Optimizer` keeps in variables of its own, as arrays."""
+    """Variables of `nnx.Optimizer` as arrays."""
     if not type(x).__module__.startswith("flax."):
         return x
-    from flax import nnx  # loaded already, by who made the state
+    from flax import nnx  # already imported, since the state is Flax's
 
     return nnx.to_pure_dict(x) if isinstance(x, nnx.State) else x[...]
 
@@ -102,8 +102,8 @@ def optimizer_scale(
 ) -> Params:
     r"""The scale $S = P^{-1/2}$ of Adam, RMSProp or AdaGrad, for `preconditioned`.
 
-    The optimiser's next update is $-h P^{-1} g$, apart from momentum and from what the next
-    gradient does to its state, with
+    The optimiser's next update is $-h P^{-1} g$, apart from momentum and from the change of its
+    state by the next gradient, with
 
     * Adam (`adam`, `adamw`, `nadam`, `scale_by_adam`): $P = \sqrt{\hat\nu + \epsilon_\text{root}}
       + \epsilon$, $\hat\nu = \nu/(1 - \beta_2^t)$ corrected for bias as Optax does;
@@ -112,30 +112,30 @@ def optimizer_scale(
     * AdaGrad (`adagrad`, `scale_by_rss`): $P = \sqrt{\textstyle\sum g^2 + \epsilon}$, and $S = 0$
       where that sum is 0.
 
-    Adam also divides its momentum by $1 - \beta_1^t$, which is 1 to within one percent from the
-    44th step on at $\beta_1 = 0.9$, and is left out here.
+    Adam also divides its momentum by $1 - \beta_1^t$. At $\beta_1 = 0.9$ this is 1 to within one
+    percent from the 44th step on, and it is left out here.
 
-    The state is looked for within `chain`, `partition` and `masked`, `inject_hyperparams`,
-    `MultiSteps`, `apply_if_finite` and the like; parts of the parameters with a state each are put
-    together. Optax keeps no options in its states: where yours are not its defaults and not
-    injected, pass them here.
+    States nested in `chain`, `partition`, `masked`, `inject_hyperparams`, `MultiSteps`,
+    `apply_if_finite` and similar wrappers are found, and states of parts of the parameters are
+    combined. Optax does not store options in its states: pass those that differ from its defaults
+    and are not injected.
 
     Args:
-      state: of the optimiser, after at least one update; `optimizer.opt_state` of an
+      state: the optimiser's state, after at least one update; `optimizer.opt_state` for an
         `nnx.Optimizer`.
-      rest: the scale of parameters that no such state holds, as behind `partition` or `masked`: 0
-        leaves them out, as if frozen; 1 is that of plain gradient descent.
+      rest: the scale of parameters without such a state, as with `partition` or `masked`: 0
+        excludes them, as if frozen; 1 is the scale of plain gradient descent.
       b2, eps, eps_root: Adam's options, by default 0.999, 1e-8 and 0.
-      decay, eps, eps_in_sqrt: RMSProp's, by default 0.9 (which bias correction alone needs), 1e-8
-        and True.
+      decay, eps, eps_in_sqrt: RMSProp's options, by default 0.9 (used by bias correction only),
+        1e-8 and True.
 
     Returns:
-      A pytree of the structure of the parameters; what `rest` stands for is a number.
+      A pytree with the structure of the parameters; leaves for which `rest` is used are numbers.
 
     Raises:
-      ValueError: there is no such state (the message says what there is), more than one for a
-        parameter, none for a parameter without `rest`, or no update yet. Under tracing, a scale
-        before the first update is NaN.
+      ValueError: there is no such state (the message lists those that exist), there are several for
+        one parameter, none for a parameter without `rest`, or no update yet. Under tracing, the
+        scale before the first update is NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, pfcore
@@ -156,38 +156,38 @@ def optimizer_scale(
     }
     given = {name: value for name, value in given.items() if value is not None}
     nodes = list(_walked(state, {}))
-    found = [(node, injected) for node, injected in nodes if type(node).__name__ in RULES]
-    if not found:
+    states = [(node, injected) for node, injected in nodes if type(node).__name__ in RULES]
+    if not states:
         names = dict.fromkeys(type(node).__name__ for node, _ in nodes if hasattr(node, "_fields"))
         there = ", ".join(names) or repr(state)
         raise ValueError(
-            f"there is no state of Adam, RMSProp or AdaGrad, only {there}; "
+            f"found no state of Adam, RMSProp or AdaGrad, only {there}; "
             "pass the state of an optimiser such as optax.adam, or the scale itself to "
             "preconditioned"
         )
-    used = {name for node, _ in found for name in RULES[type(node).__name__].defaults}
+    used = {name for node, _ in states for name in RULES[type(node).__name__].defaults}
     if unused := given.keys() - used:
         raise ValueError(
-            f"{', '.join(sorted(unused))}: no option of {type(found[0][0]).__name__}, which has "
-            f"{', '.join(RULES[type(found[0][0]).__name__].defaults)}"
+            f"{', '.join(sorted(unused))}: not an option of {type(states[0][0]).__name__}, which "
+            f"has {', '.join(RULES[type(states[0][0]).__name__].defaults)}"
         )
-    scales = [_scale(node, injected, given) for node, injected in found]
+    scales = [_scale(node, injected, given) for node, injected in states]
     return _together(scales, rest)
 
 
 def _scale(node: Any, injected: Options, given: Options) -> Params:
-    """S of one state, with its masks where they are."""
+    """S of one state, with its masks."""
     rule = RULES[type(node).__name__]
     options = {
         name: given.get(name, injected.get(name, default))
         for name, default in rule.defaults.items()
     }
-    # Tuples have a method of this name.
+    # Tested by field, since tuples have a method `count`.
     count = _plain(node.count) if "count" in node._fields else None
     if count is not None and not isinstance(count, jax.core.Tracer) and operator.index(count) < 1:
         raise ValueError(
-            f"{type(node).__name__} has seen no gradient yet, and its scale is not defined; take "
-            "it after the first update"
+            f"{type(node).__name__} has seen no gradient yet, so its scale is not defined; call "
+            "this after the first update"
         )
 
     def of_leaf(moments: Any) -> Any:
@@ -199,20 +199,19 @@ def _scale(node: Any, injected: Options, given: Options) -> Params:
 
 
 def _together(scales: list[Params], rest: ScalarLike | None) -> Params:
-    """One scale of those that states of parts of the parameters have."""
+    """The scales of states of parts of the parameters, combined into one."""
 
     def one(path: Any, *leaves: Any) -> Any:
         name = jax.tree_util.keystr(path) or "the parameters"
         known = [leaf for leaf in leaves if not _is_masked(leaf)]
         if len(known) > 1:
             raise ValueError(
-                f"{len(known)} states have a scale for {name}; pass the one that is meant, such as "
-                "state[0]"
+                f"{len(known)} states have a scale for {name}; pass one of them, such as state[0]"
             )
         if not known and rest is None:
             raise ValueError(
-                f"no state has a scale for {name}: another optimiser has it, or none; pass rest=0 "
-                "to leave such parameters out, or rest=1 if they are updated by their gradient"
+                f"no state has a scale for {name}: another optimiser updates it, or none; pass "
+                "rest=0 to exclude such parameters, or rest=1 if they are updated by their gradient"
             )
         return known[0] if known else jnp.asarray(rest)
 
@@ -223,5 +222,5 @@ def _together(scales: list[Params], rest: ScalarLike | None) -> Params:
             raise
         raise ValueError(
             f"{len(scales)} states of Adam, RMSProp or AdaGrad have parameters of different "
-            f"structures; pass the one that is meant: {error}"
+            f"structures; pass one of them: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Part of the parameters, the rest held fixed: spectra per layer, of weights without biases, …"""
+"""A part of the parameters, with the rest fixed: spectra of a layer, or of weights only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ Where = Callable[[str], bool] | str | Params
 
 
 def _chosen(where: Where, params: Params) -> list:
-    """For each leaf whether, or where, it is chosen."""
+    """For each leaf, whether it is selected, or a mask of its selected entries."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     if isinstance(where, str):
@@ -26,24 +26,24 @@ def _chosen(where: Where, params: Params) -> list:
 
 
 def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, jax.Array]]:
-    r"""A loss or curvature of some of the parameters, the others fixed where they are.
+    r"""A loss or curvature of some of the parameters, with the others fixed.
 
     Its matrix is the block of the full Hessian, or of the full curvature, that belongs to these
-    parameters. Every routine that takes `(loss, params)` takes what this returns.
+    parameters. Every routine that takes `(loss, params)` takes the result.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature`.
       params: any pytree of floating-point arrays.
-      where: which: a path, "layers/0", for that leaf or all below it; a function of paths,
-        `lambda path: path.endswith("kernel")`; or a pytree of booleans, or of boolean arrays that
-        choose entries, of the structure of `params` or a prefix of it.
+      where: the selection: a path such as "layers/0", for that leaf or all leaves below it; a
+        function of paths, such as `lambda path: path.endswith("kernel")`; or a pytree of booleans,
+        or of boolean masks of entries, with the structure of `params` or a prefix of it.
 
     Returns:
-      `(loss, params)`: params is a dict from paths to arrays (one-dimensional where entries of a
-      leaf were chosen).
+      `(loss, params)`, where params is a dict from paths to arrays (one-dimensional where entries
+      of a leaf were selected).
 
     Raises:
-      ValueError: nothing is chosen, or a mask does not fit; the message lists the paths.
+      ValueError: nothing is selected, or a mask does not match; the message lists the paths.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -59,7 +59,7 @@ def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, j
     try:
         chosen = _chosen(where, params)
     except ValueError as error:
-        raise ValueError(f"the mask does not fit the params, {names}: {error}") from error
+        raise ValueError(f"the mask does not match the params, {names}: {error}") from error
     values = {}
     for name, leaf, mask in zip(names, leaves, chosen, strict=True):
         if np.ndim(mask):
@@ -72,7 +72,7 @@ def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, j
         elif mask:
             values[name] = leaf
     if not values:
-        raise ValueError(f"{where!r} chooses none of the params; there are {', '.join(names)}")
+        raise ValueError(f"{where!r} selects none of the params, {', '.join(names)}")
 
     def fill(values: Mapping[str, jax.Array]) -> Params:
         filled = []

@@ -1,9 +1,9 @@
-r"""The top of the spectrum along training: each point's answer is the next point's start.
+r"""The top of the spectrum along training: the result at one point starts the search at the next.
 
-Eigenvectors follow training, and at the edge of stability they swing to and fro with every step.
-So the search at a new point starts where linear prediction sees them: their last differences are
-fitted by the differences before, and the fit is carried one step on. On the digits network this
-takes half the products that the last eigenvectors themselves would need as a start
+Eigenvectors change with the parameters, and at the edge of stability they oscillate from step to
+step. Each search therefore starts from a linear prediction: the last differences between
+eigenvectors are fitted by earlier ones, and the fit is extrapolated by one step. On the digits
+network this takes half the products of a start from the last eigenvectors
 (`benchmarks/curvature.py`).
 """
 
@@ -29,30 +29,30 @@ from pfcore.curvature.eigenpairs import (
 )
 from pfcore.curvature.products import Hessian, LossOrCurvature, Traced, compiled
 
-# Past points that prediction looks at: differences between them are fitted by the ORDER before
-# each, over the last FITS. Measured on the digits network over 200 steps: 9.2 products a step
-# without prediction, 5.1 with it.
+# Past points that the prediction uses: each of the last FITS differences is fitted by the ORDER
+# differences before it. Measured on the digits network over 200 steps: 9.2 products a step without
+# prediction, 5.1 with it.
 ORDER = 3
 FITS = 2
 HISTORY = ORDER + FITS + 1
-# Every so many updates a challenger is looked at: the direction that may overtake from outside,
-# which those that are tracked would not see. It is carried on from look to look.
+# Every so many updates the search also tries a challenger: the direction outside the tracked ones
+# that may overtake them. It is kept from one trial to the next.
 CHALLENGE_EVERY = 4
-# Every so many updates a random vector makes sure that nothing has.
+# Every so many updates a random vector checks that no direction was missed.
 CHECK_EVERY = 16
 
 
 class TrackerState(NamedTuple):
-    """Where a tracker stands.
+    """State of a tracker.
 
     Attributes:
       pairs: `Eigenpairs` at the last point, [max_k]; NaN past `num_tracked`. The signs of
-        the vectors are carried on from point to point.
-      num_tracked: how many are tracked.
-      gradient: the gradient at the last point, a by-product, of the structure of the parameters;
-        None of a curvature that has none.
-      history: the subspace at the last points, latest first, in bases turned to fit each other.
-      updates: how many there have been.
+        the vectors are continuous from point to point.
+      num_tracked: number of tracked pairs.
+      gradient: the gradient at the last point, with the structure of the parameters; None for a
+        curvature without a gradient.
+      history: the subspace at the last points, latest first, in aligned bases.
+      updates: number of updates so far.
       key: for the random vectors.
       challenger: the direction that may overtake next, flat.
     """
@@ -67,10 +67,10 @@ class TrackerState(NamedTuple):
 
 
 class Tracker(NamedTuple):
-    """Pure functions to follow the top eigenpairs inside any compiled training loop.
+    """Pure functions that follow the top eigenpairs inside any compiled training loop.
 
     Attributes:
-      init: `init(params, key) -> TrackerState`, a search from nothing.
+      init: `init(params, key) -> TrackerState`, a search from a random vector.
       update: `update(params, state) -> TrackerState`, at parameters near those of the last call.
     """
 
@@ -87,7 +87,7 @@ class Track(NamedTuple):
       converged: [T, max_k].
       num_products: [T], Hessian-vector products.
       num_tracked: [T].
-      state: `TrackerState` after the last point: its eigenvectors, and where to go on from.
+      state: `TrackerState` after the last point: its eigenvectors, and the state to continue from.
     """
 
     values: Float[Array, "t k"]
@@ -99,7 +99,7 @@ class Track(NamedTuple):
 
 
 def _predicted(history: Float[Array, "h k n"]) -> Float[Array, "k n"]:
-    """The next subspace by linear prediction; the last one where there is no history."""
+    """The next subspace by linear prediction; the last one if there is no history."""
     known = jnp.any(history[1:] != 0, axis=(1, 2))
     differences = jnp.where(known[:, None, None], history[:-1] - history[1:], 0.0)
     flat = differences.reshape(len(differences), -1)
@@ -117,7 +117,7 @@ def _turned_to_fit(
     basis: Float[Array, "k n"], last: Float[Array, "k n"], active: Array
 ) -> tuple[Float[Array, "k n"], Array]:
     """The basis of the same subspace that is closest to an earlier one (Procrustes), and whether
-    the subspace is that one moved, and not another."""
+    the two subspaces are close."""
     both = active[:, None] & active
     overlap = jnp.where(both, last @ basis.T, jnp.eye(len(basis), dtype=basis.dtype))
     left, cosines, right = jnp.linalg.svd(overlap)
@@ -136,21 +136,22 @@ def tracker(
 ) -> Tracker:
     r"""Follow the top eigenpairs of the Hessian along training, inside a compiled loop.
 
-    Residuals certify what is followed. That nothing larger has come up beside it they cannot see: a
-    challenger, the best direction outside, is followed along and compared at every 4th point, at
-    the price of a product, and at every 16th a random vector makes sure. So a direction that
-    overtakes is missed at no more than 15 points, and as a rule at no more than 3.
+    Residuals certify the tracked pairs. They do not show whether a larger eigenvalue has appeared
+    elsewhere. Therefore the best direction outside, the challenger, is compared at every 4th point,
+    at the cost of one product, and at every 16th point a random vector checks for missed
+    eigenvalues. A direction that overtakes is thus missed at no more than 15 points, usually at no
+    more than 3.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
-      k: how many to follow, at least 1.
-      max_k: how many at most, if `threshold` asks for more; by default k.
-      threshold: follow one more whenever the last one followed exceeds this (with "smallest":
-        falls below it), and one less when the last two do not; $1/h$ follows all directions
-        along which gradient descent oscillates.
+      k: number of pairs to follow, at least 1.
+      max_k: the largest number, if `threshold` adds more; by default k.
+      threshold: follow one more pair whenever the last one exceeds this (with "smallest": falls
+        below it), and one fewer when the last two do not; $1/h$ follows all directions along which
+        gradient descent oscillates.
       tolerance: of the residuals, as for `top_eigenpairs`.
       which: "largest", "smallest" or "magnitude".
-      max_products: at most so many products at a point, by default $100 + 40\,k$.
+      max_products: largest number of products at a point, by default $100 + 40\,k$.
 
     Returns:
       A `Tracker`, (init, update).
@@ -237,17 +238,17 @@ def _tracker(
         n = num_entries(params)
         check_eigenpair_count("max_k", max_k, n)
         count = jnp.int32(k)
-        found = search(params, None, key, count, max_k > 1)
-        pairs, basis = unravelled(found.pairs, params), found.pairs.vectors
+        result = search(params, None, key, count, max_k > 1)
+        pairs, basis = unravelled(result.pairs, params), result.pairs.vectors
         history = jnp.zeros((HISTORY, max_k, n), basis.dtype).at[0].set(basis)
         return TrackerState(
             pairs=shown(pairs, count),
             num_tracked=next_count(pairs, count),
-            gradient=found.gradient,
+            gradient=result.gradient,
             history=history,
             updates=jnp.int32(0),
             key=key,
-            challenger=found.challenger,
+            challenger=result.challenger,
         )
 
     @_programs.broadcasting()
@@ -259,22 +260,22 @@ def _tracker(
         start = jnp.concatenate([start, jnp.where(challenged, state.challenger, 0.0)[None]])
         key = jax.random.fold_in(state.key, state.updates)
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1
-        found = search(params, start, key, count, check)
-        basis, last = found.pairs.vectors, ravelled_rows(state.pairs.vectors)
+        result = search(params, start, key, count, check)
+        basis, last = result.pairs.vectors, ravelled_rows(state.pairs.vectors)
         signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
-        pairs = unravelled(found.pairs._replace(vectors=signs[:, None] * basis), params)
+        pairs = unravelled(result.pairs._replace(vectors=signs[:, None] * basis), params)
         latest, moved = _turned_to_fit(basis, history[0], active)
         grown = next_count(pairs, count)
-        # Another subspace, or one of another size, has no past.
+        # A different subspace, or one of another size, has no history.
         past = jnp.where((grown == count) & moved, history[:-1], 0.0)
         return TrackerState(
             pairs=shown(pairs, count),
             num_tracked=grown,
-            gradient=found.gradient,
+            gradient=result.gradient,
             history=jnp.concatenate([latest[None], past]),
             updates=state.updates + 1,
             key=state.key,
-            challenger=jnp.where(challenged, found.challenger, state.challenger),
+            challenger=jnp.where(challenged, result.challenger, state.challenger),
         )
 
     return Tracker(init, update)
@@ -317,9 +318,9 @@ def _track(
 
     first, rest = jax.tree.map(lambda x: x[0], path), jax.tree.map(lambda x: x[1:], path)
     state = along.init(first, key)
-    final, found = jax.lax.scan(step, state, rest)
+    final, later = jax.lax.scan(step, state, rest)
     stacked = jax.tree.map(
-        lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), numbers(state), found
+        lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), numbers(state), later
     )
     values, residuals, converged, num_products, num_tracked = stacked
     return Track(values, residuals, converged, num_products, num_tracked, final)
@@ -337,15 +338,15 @@ def track(
     which: str = "largest",
     max_products: int | None = None,
 ) -> Track:
-    r"""The top eigenvalues of the Hessian at every point of a path, such as training's.
+    r"""The top eigenvalues of the Hessian at every point of a path, such as that of training.
 
-    One compiled scan; each point starts from what the points before predict. To follow them while
-    training, without keeping the path, use `tracker` inside the loop.
+    One compiled scan, in which each search starts from a prediction from the points before. To
+    follow eigenvalues during training, without keeping the path, use `tracker` inside the loop.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
-      path: parameters stacked along a leading axis of T points, such as what
-        `pfcore.gradient_descent` returns.
+      path: parameters stacked along a leading axis of T points, such as the result of
+        `pfcore.gradient_descent`.
       k, key, max_k, threshold, tolerance, which, max_products: as for `tracker` and
         `top_eigenpairs`.
 
@@ -359,8 +360,8 @@ def track(
       >>> import jax, jax.numpy as jnp, pfcore
       >>> loss = lambda x: jnp.sum(jnp.cosh(x))
       >>> path = pfcore.gradient_descent(loss, jnp.array([2.0, 1.0]), 0.1, 3)
-      >>> found = pfcore.curvature.track(loss, path, 1, key=jax.random.key(0))
-      >>> bool(jnp.allclose(found.values[:, 0], jnp.cosh(path[:, 0]), rtol=1e-4))
+      >>> tracked = pfcore.curvature.track(loss, path, 1, key=jax.random.key(0))
+      >>> bool(jnp.allclose(tracked.values[:, 0], jnp.cosh(path[:, 0]), rtol=1e-4))
       True
     """
     path = jax.tree.map(jnp.asarray, path)

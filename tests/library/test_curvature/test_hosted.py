@@ -122,8 +122,8 @@ def test_ctrl_c_stops_between_batches():
 @pytest.mark.parametrize(
     "made, message",
     [
-        (lambda: iter(batches(10)), "list_iterator can be gone through once"),
-        (lambda: (b for b in batches(10)), "generator can be gone through once"),
+        (lambda: iter(batches(10)), "list_iterator can be iterated over only once"),
+        (lambda: (b for b in batches(10)), "generator can be iterated over only once"),
         (lambda: 3, "must be an iterable or a function, got 3"),
     ],
 )

@@ -736,7 +736,7 @@ def test_preconditioning_a_sum_over_batches():
     batched = curvature.preconditioned(curvature.over_batches(loss, BATCHES), SCALE)
     found = curvature.spectrum(batched, PARAMS)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-    with pytest.raises(TypeError, match="goes through its batches in Python"):
+    with pytest.raises(TypeError, match="products of OverBatches run in Python"):
         jax.jit(lambda p: curvature.spectrum(batched, p))(PARAMS)
     part, values = curvature.subset(curvature.over_batches(loss, BATCHES), PARAMS, "v")
     np.testing.assert_allclose(part(values), whole(PARAMS), rtol=1e-5)
@@ -790,7 +790,7 @@ def outputs(w):
         (
             lambda: curvature.watched(curvature.over_batches(losses_of_batch, [])),
             TypeError,
-            "OverBatches, which goes through its own products",
+            "OverBatches, whose products already run",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_the_part_at_complex_values_is_the_analytic_continuation(entries):
 def test_refusals():
     paths = "layer/b, layer/s, w"
     for nothing in ("layer/c", "lay", lambda path: False, False):
-        with pytest.raises(ValueError, match=rf"chooses none of the params; there are {paths}"):
+        with pytest.raises(ValueError, match=rf"selects none of the params, {paths}"):
             subset(mixed_loss, mixed_params(), nothing)
     none = {"w": np.zeros((2, 3), bool), "layer": False}
     with pytest.raises(ValueError, match=paths):

@@ -404,7 +404,7 @@ SAYS = {
 # they are the user's own function's.
 ARRAYS = {
     "apply_function": "NaN where",
-    "spectrum": "roundings",
+    "spectrum": "machine\n      epsilons",
     "hvp": "two gradients",
     "linearized_hvp": "linearised once",
     "subset": "the block of the full Hessian",
