@@ -1,7 +1,7 @@
-"""Experiments: a frozen configuration in, a record out.
+"""Experiments, which take a frozen configuration and return a record.
 
-One module an experiment, each with a `Config`, a `quick` profile for a laptop and a `full` one for
-a GPU, a `plan` in pieces that can be checkpointed, and `run(config)`.
+Each module holds one experiment: a `Config`, a `quick` profile for a laptop and a `full` profile
+for a GPU, a `plan` in pieces with checkpoints between them, and `run(config)`.
 """
 
 import os
@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
 }
 
 
-# Modules under the names that they had in this package up to version 0.2.
+# Names of modules up to version 0.2.
 _MOVED = {
     "comparing": analysis,
     "methods": optimizers,
@@ -55,7 +55,7 @@ for _name, _module in _MOVED.items():
 
 
 def summary(name: str) -> str:
-    """One line on what an experiment does."""
+    """A one-line summary of an experiment."""
     return (_experiment(name).run.__doc__ or "").splitlines()[0]
 
 
@@ -66,15 +66,15 @@ def _experiment(name: str) -> ModuleType:
 
 
 def configure(name: str, *changes: str, profile: str | None = None) -> Any:
-    """An experiment's configuration: that of a profile, with settings changed.
+    """The configuration of an experiment: that of a profile, with some settings changed.
 
     Args:
-      name: of the experiment.
+      name: the experiment.
       *changes: such as `"learning_rate=0.1"`, `"problem=mnist-mlp"`, `"problem.widths=50,50"`.
-      profile: "quick" or "full"; by default what `PFCORE_PROFILE` says.
+      profile: "quick" or "full"; by default the value of `PFCORE_PROFILE`.
 
     Raises:
-      ValueError: the experiment, the profile or a setting is not known.
+      ValueError: the experiment, the profile or a setting is unknown.
 
     Example:
       >>> import pfcore
@@ -97,59 +97,59 @@ def run(
     resume: bool = False,
     progress: bool = False,
 ) -> records.Record:
-    """Carry out an experiment.
+    """Run an experiment.
 
     Args:
-      name: of the experiment.
-      config: its configuration; by default that of the profile in force.
+      name: the experiment.
+      config: its configuration; by default that of the current profile.
       out: a folder for checkpoints and the record; by default nothing is stored.
-      resume: go on with the run that was begun in `out`.
-      progress: show a progress bar.
+      resume: whether to resume an interrupted run in `out`.
+      progress: whether to show a progress bar.
 
     Returns:
       The `pfcore.records.Record`.
 
     Raises:
-      ValueError: a setting makes no sense, or `out` holds a run with other settings.
-      FileExistsError: `out` holds a run, and `resume` was not asked for.
-      OSError: `out` cannot be written, has no room, or the data cannot be had.
-      Interrupted: stopped by Ctrl-C; what was done is kept, where there is an `out`.
+      ValueError: a setting is invalid, or `out` holds a run with other settings.
+      FileExistsError: `out` holds a run, and `resume` is false.
+      OSError: `out` cannot be written or its disk is full, or the data are not available.
+      Interrupted: the run was stopped by Ctrl-C. With `out`, it can be resumed.
     """
     config = configure(name) if config is None else config
     return _experiment(name).run(config, out=out, resume=resume, progress=progress)
 
 
 def load_or_run(name: str, config: Any = None, *, folder: str | Path = "records") -> records.Record:
-    """The record of a configuration: a stored one if there is one, else it is computed now.
+    """Load the stored record of a configuration, or run the experiment if there is none.
 
-    It is looked for in `folder`, then in the folder that the environment variable `PFCORE_RECORDS`
-    names, then, if it is one of the book's, at the repository, as of this version: downloaded once,
-    its SHA-256 checked. If that fails too, a warning of the logger "pfcore" says so, and how long
-    computing it took.
+    The record is searched in `folder`, then in the folder that the environment variable
+    `PFCORE_RECORDS` names. A record of the book is then downloaded from the repository, at the tag
+    of this version, and its SHA-256 is checked. If that fails too, a warning of the logger "pfcore"
+    states the reason, and how long the computation took before.
 
-    With the environment variable `PFCORE_KEEP_RECORDS` set, what is not in `folder` is computed and
-    stored there, and what is begun is taken up again.
+    With the environment variable `PFCORE_KEEP_RECORDS` set, a record that is not in `folder` is
+    computed and stored there, and an interrupted computation is resumed.
 
     Args:
-      name: of the experiment.
-      config: its configuration; by default that of the profile in force.
-      folder: where the stored records are, each in a folder of its own, whatever its name.
+      name: the experiment.
+      config: its configuration; by default that of the current profile.
+      folder: the folder of stored records, each in a subfolder of any name.
 
     Returns:
-      The `pfcore.records.Record`; its `computed_on` says where its numbers come from.
+      The `pfcore.records.Record`; its `computed_on` describes where it was computed.
 
     Raises:
-      FileNotFoundError: `PFCORE_RECORDS` names no folder.
-      ValueError, OSError: as for `run`, and where the record that was found is damaged.
+      FileNotFoundError: `PFCORE_RECORDS` is not a directory.
+      ValueError, OSError: as for `run`, or the record is damaged.
     """
     config = configure(name) if config is None else config
     wanted = records.jsonable({"experiment": name, "config": config})
     keep = bool(os.environ.get(KEEP_VARIABLE))
-    found = store.find(folder, wanted)
-    if found is None and not keep:
-        found = store.elsewhere(wanted)
-    if found is not None:
-        return found
+    record = store.find(folder, wanted)
+    if record is None and not keep:
+        record = store.elsewhere(wanted)
+    if record is not None:
+        return record
     out = Path(folder) / f"{name}-{records.digest(wanted)}" if keep else None
     return run(name, config, out=out, resume=keep, progress=keep or profile_in_force() == "full")
 

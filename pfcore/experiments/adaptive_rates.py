@@ -1,4 +1,4 @@
-"""Many ways to choose a learning rate, on one problem, with one budget."""
+"""Methods of choosing the learning rate, compared on one problem with one budget."""
 
 import functools
 from collections.abc import Callable
@@ -22,24 +22,24 @@ from pfcore.runs.problems import PROBLEMS, Data, Problem, TrainingProblem, build
 NAME = "adaptive-rates"
 UNITS = ("steps", "gradients")
 SHARPNESS_TOLERANCE = 1e-2
-AT_ONCE = 40  # runs on an accelerator
+AT_ONCE = 40  # simultaneous runs on an accelerator
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to train, in which ways, and for how long.
+    """The problem, the methods, and the budget.
 
     Attributes:
       problem: data, network and loss.
       methods: each as `name:option=value`, such as "dal:power=0.5" or "sgd:learning_rate=0.2".
-      seeds: of the initial weights and the order of the samples; each method runs with each.
-      batch_size: samples a step; None for all. Samples are shuffled anew for every pass over them,
-        and those left over at its end are skipped.
+      seeds: of the initial weights and the order of the samples; every method runs with each seed.
+      batch_size: samples per step; None for all. Samples are reshuffled in every epoch, and an
+        incomplete last batch is skipped.
       budget: of each run, in `unit`.
-      unit: "steps", or "gradients": what the method costs, counted in gradients of one batch.
-      every: of the unit, between measurements; divides the budget.
-      sharpness: measure the largest eigenvalue of the full-batch Hessian, too.
-      each_step: keep the loss and the learning rate of every step.
+      unit: "steps", or "gradients", the cost of the method in gradients of one batch.
+      every: number of units between measurements; divides the budget.
+      sharpness: whether to measure the largest eigenvalue of the full-batch Hessian.
+      each_step: whether to keep the loss and the learning rate of every step.
     """
 
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]
@@ -91,15 +91,15 @@ PROFILES = {
 
 
 class Group(NamedTuple):
-    """Runs that are carried out at once: every one of these methods with every one of these seeds,
-    both as places in the configuration."""
+    """Simultaneous runs of some methods with some seeds, given by their places in the
+    configuration."""
 
     methods: list[int]
     seeds: list[int]
 
 
 class Setup(NamedTuple):
-    """What one compiled run depends on besides arrays."""
+    """The static arguments of a compiled run."""
 
     built: TrainingProblem
     name: str
@@ -112,15 +112,15 @@ class Setup(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
       params: parameters.
-      state: of the method.
-      num_steps: done.
-      cost: of them, in gradients.
-      rises: at how many of them the loss was larger than at the one before.
-      loss: that the last step saw.
+      state: state of the method.
+      num_steps: number of steps so far.
+      cost: their cost, in gradients.
+      rises: number of steps whose loss was larger than that of the step before.
+      loss: the loss of the last step, on its batch.
     """
 
     params: Params
@@ -132,21 +132,22 @@ class Position(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """At M + 1 points of a run, and at the steps between; NaN where there were none, None for what
-    was not asked for.
+    """Measurements at M + 1 points of a run, and at the steps between them.
+
+    Entries are NaN where no step was taken; a field is None if it was not requested.
 
     Attributes:
-      step: [M + 1], steps done.
-      cost: [M + 1], what they cost, in gradients.
-      num_rises: [M + 1], how many of them saw a larger loss than the step before; in mini-batches
-        that is another batch's.
+      step: [M + 1], number of steps.
+      cost: [M + 1], their cost, in gradients.
+      num_rises: [M + 1], number of steps whose loss was larger than that of the step before. With
+        mini-batches the two losses are those of different batches.
       loss: [M + 1], on all training samples.
       test_loss: [M + 1].
       test_accuracy: [M + 1], between 0 and 1.
-      sharpness: [M + 1], of the full-batch loss, certified to a hundredth.
-      loss_each_step: [M, every], that the step saw.
-      rate_each_step: [M, every], its learning rate; for methods without one, the length of the step
-        over that of the gradient.
+      sharpness: [M + 1], of the full-batch loss, with a relative residual of at most 1 %.
+      loss_each_step: [M, every], the loss of the step on its batch.
+      rate_each_step: [M, every], its learning rate; for methods without one, the norm of the step
+        divided by that of the gradient.
     """
 
     step: Any
@@ -161,21 +162,21 @@ class Measured(NamedTuple):
 
 
 def _batches(setup: Setup, data: Data, key: Array) -> Callable[[Array], Data]:
-    """How a step finds its samples: from the orders of all passes, which are drawn beforehand."""
+    """A function from the step to its batch; the orders of all epochs are drawn beforehand."""
     size = setup.batch_size
     if size is None:
         return lambda step: data
     n = len(data.train_targets)
-    per_pass = n // size
-    num_passes = -(-setup.num_measurements * setup.every // per_pass)
+    per_epoch = n // size
+    num_epochs = -(-setup.num_measurements * setup.every // per_epoch)
 
     def shuffled(epoch: Array) -> Array:
         return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
 
-    orders = jax.lax.map(shuffled, jnp.arange(num_passes, dtype=jnp.int32))
+    orders = jax.lax.map(shuffled, jnp.arange(num_epochs, dtype=jnp.int32))
 
     def batch(step: Array) -> Data:
-        place = (step // per_pass, (step % per_pass) * size)
+        place = (step // per_epoch, (step % per_epoch) * size)
         chosen = jax.lax.dynamic_slice(orders, place, (1, size))[0]
         return data._replace(
             train_inputs=data.train_inputs[chosen], train_targets=data.train_targets[chosen]
@@ -188,7 +189,7 @@ def _batches(setup: Setup, data: Data, key: Array) -> Callable[[Array], Data]:
 def _train_together(
     setup: Setup, data: Data, params: Params, keys: Array, numbers: dict[str, Array]
 ) -> Measured:
-    """Runs [variants, seeds] with several values of a method's numbers, at once."""
+    """Simultaneous runs [variants, seeds] with several values of a method's numbers."""
 
     def with_seeds(numbers):
         return jax.vmap(lambda params, key: _train(setup, data, params, key, numbers))(params, keys)
@@ -200,7 +201,7 @@ def _train_together(
 def _train(
     setup: Setup, data: Data, params: Params, key: Array, numbers: dict[str, Array]
 ) -> Measured:
-    """One run, from the start to the end of its budget or its first loss that is not finite."""
+    """One run, until its budget is spent or the loss is not finite."""
     numbers = {key: value for key, value in numbers.items() if key}
     method = optimizers.build(setup.name, numbers, setup.choices)
     scaling = optax.with_extra_args_support(method.scaling)
@@ -215,7 +216,7 @@ def _train(
     def step(position: Position) -> tuple[Position, Array]:
         loss = built.loss(batch(position.num_steps))
         value, gradient = jax.value_and_grad(loss)(position.params)
-        # Optax's own methods mix dtypes, as the usual promotion allows.
+        # Optax's methods mix dtypes, which needs standard promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = scaling.update(
                 gradient,
@@ -242,7 +243,7 @@ def _train(
         )
 
     def stretch(position: Position, index: Array):
-        """Steps up to the next measurement."""
+        """Steps until the next measurement."""
         end = (index + 1) * setup.every
 
         def unfinished(carry) -> Array:
@@ -322,9 +323,9 @@ def _has_accelerator() -> bool:
 
 
 def _groups(specs: list[optimizers.Spec], num_seeds: int, together: bool) -> list[Group]:
-    """What runs at once: one run; or all seeds of up to `AT_ONCE` runs of one method.
+    """Groups of simultaneous runs: single runs, or all seeds of several variants of one method.
 
-    A small network leaves most of an accelerator idle.
+    A group has up to `AT_ONCE` runs, because one small network leaves most of an accelerator idle.
     """
     if not together:
         return [Group([i], [j]) for i in range(len(specs)) for j in range(num_seeds)]
@@ -340,7 +341,7 @@ def _groups(specs: list[optimizers.Spec], num_seeds: int, together: bool) -> lis
 
 
 def plan(config: Config) -> execution.Plan:
-    """Method after method, seed after seed; each run is a piece, or on an accelerator many are."""
+    """All methods with all seeds; a piece is one run, or several on an accelerator."""
     _check(config)
     built = build(config.problem, seed=config.seeds[0])
     num_samples = len(built.data.train_targets)
@@ -354,7 +355,7 @@ def plan(config: Config) -> execution.Plan:
     specs = [optimizers.read(text) for text in config.methods]
     num_measurements = config.budget // config.every
     shape = (len(specs), len(config.seeds))
-    # Not of convolutions: with weights of their own for each run they are slow.
+    # Not for convolutional networks: convolutions batched over weights are slow.
     together = _has_accelerator() and config.problem.network == "mlp"
     groups = _groups(specs, shape[1], together)
     dtype = real_dtype(built.params)
@@ -377,12 +378,12 @@ def plan(config: Config) -> execution.Plan:
             rate_each_step=floats(config.budget) if config.each_step else None,
         )
 
-    def unfinished(found: Measured) -> list[Group]:
-        return [g for g in groups if not np.all(found.step[np.ix_(*g)][..., -1])]
+    def unfinished(measured: Measured) -> list[Group]:
+        return [g for g in groups if not np.all(measured.step[np.ix_(*g)][..., -1])]
 
-    def advance(found: Measured, piece: int) -> Measured:
-        del piece  # what is done stands in `found`, whatever machine began the run
-        group = unfinished(found)[0]
+    def advance(measured: Measured, piece: int) -> Measured:
+        del piece  # `measured` shows the finished runs, also those grouped on another machine
+        group = unfinished(measured)[0]
         spec = specs[group.methods[0]]
         seeds = [config.seeds[place] for place in group.seeds]
         weights = [
@@ -413,7 +414,7 @@ def plan(config: Config) -> execution.Plan:
             )
             new = jax.tree.map(lambda x: x[None, None], new)
         else:
-            # One that has no numbers has one variant; its place counts them.
+            # The extra entry gives the number of variants of a method without numbers.
             new = _train_together(
                 setup,
                 built.data,
@@ -429,43 +430,43 @@ def plan(config: Config) -> execution.Plan:
             array[np.ix_(*group)] = np.reshape(part, (*part.shape[:2], -1))
             return array
 
-        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
-        return jax.tree.map(fill, found, jax.device_get(new))
+        # Fetched first: during a wait for the device, NumPy turns Ctrl-C into a ValueError.
+        return jax.tree.map(fill, measured, jax.device_get(new))
 
-    def outcome(found: Measured) -> execution.Outcome:
-        diverged = ~np.isfinite(found.loss[..., -1])
-        # A run stops with the step that saw such a loss. Where only the last measurement sees it,
-        # this is the step that led there.
-        ends = np.where(diverged, found.step[..., -1] - 1, -1).astype(np.int32)
-        arrays = {name: array for name, array in found._asdict().items() if array is not None}
+    def outcome(measured: Measured) -> execution.Outcome:
+        diverged = ~np.isfinite(measured.loss[..., -1])
+        # A run ends with the step whose loss is not finite. If only the last measurement is not
+        # finite, it is the step before that measurement.
+        ends = np.where(diverged, measured.step[..., -1] - 1, -1).astype(np.int32)
+        arrays = {name: array for name, array in measured._asdict().items() if array is not None}
         return execution.Outcome(
             arrays | {"diverged_at_step": ends},
             int(ends[diverged].min()) if diverged.any() else None,
         )
 
-    def ended(found: Measured) -> bool:
-        return not unfinished(found)
+    def ended(measured: Measured) -> bool:
+        return not unfinished(measured)
 
-    def show(found: Measured) -> dict[str, str]:
-        left = unfinished(found)
+    def show(measured: Measured) -> dict[str, str]:
+        left = unfinished(measured)
         return {"next": config.methods[left[0].methods[0]]} if left else {}
 
     return execution.Plan(built, len(groups), start, advance, outcome, ended, show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Compare learning rates on one budget.
+    r"""Compare learning-rate methods on one budget.
 
-    Every method starts from the same weights for the same seed, sees the same batches in the same
-    order, and stops where its budget is spent, or at the first loss that is not finite.
+    For the same seed all methods start from the same weights, and see the same batches in the same
+    order. A run ends when its budget is spent, or at the first loss that is not finite.
 
     Args:
       config: see `Config`.
       **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
 
     Returns:
-      A `Record` with the arrays of `Measured`, with leading axes for methods and seeds;
-      `loss_each_step` and `rate_each_step` one after another, NaN where a step cost more than one
-      unit. `diverged_at_step` [methods, seeds] is -1 where training did not diverge.
+      A `Record` with the arrays of `Measured`, with leading axes for methods and seeds.
+      `loss_each_step` and `rate_each_step` have one axis for all steps, with NaN where a step cost
+      more than one unit. `diverged_at_step` [methods, seeds] is -1 if training did not diverge.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

@@ -1,4 +1,4 @@
-"""Reading records of adaptive-rates: what diverged, which rate was best, how sure one can be."""
+"""Analyse records of adaptive-rates: divergence, the best rate, confidence intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from pfcore.records import Record
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and how far it can be trusted.
+    """A mean over seeds with its confidence interval.
 
     Attributes:
       mean: over the last axis.
-      half_width: of the interval for the mean; NaN for a single value.
+      half_width: half the width of the interval; NaN for a single value.
     """
 
     mean: np.ndarray
@@ -23,11 +23,11 @@ class Interval(NamedTuple):
 
 
 def interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    r"""Student's interval for a mean, $\bar x \pm t_{n-1}\, s/\sqrt n$, over the last axis.
+    r"""Student's confidence interval, $\bar x \pm t_{n-1}\, s/\sqrt n$, over the last axis.
 
     Args:
       values: [..., n], one for each seed.
-      level: of confidence.
+      level: confidence level.
 
     Example:
       >>> from pfcore.experiments import analysis
@@ -44,14 +44,14 @@ def interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
 
 
 def joined(first: Record, *others: Record) -> Record:
-    """One record of several that differ in their methods alone, such as a sweep and its extension.
+    """Join records that differ only in their methods, such as a sweep and its extension.
 
     Args:
-      first: whose provenance the result carries.
-      *others: their methods follow those of the first.
+      first: the record whose provenance the result has.
+      *others: records whose methods are appended to those of the first.
 
     Raises:
-      ValueError: the records differ in more than their methods.
+      ValueError: the records differ in another setting.
     """
     config = first.info["config"]
     for other in others:
@@ -70,17 +70,18 @@ def joined(first: Record, *others: Record) -> Record:
 
 
 def diverged(record: Record) -> np.ndarray:
-    """[methods, seeds]: whether a run ended above the loss at which it began, or in no number."""
+    """[methods, seeds]: whether the final loss is above the initial one, or not finite."""
     start, end = record["loss"][..., 0], record["loss"][..., -1]
     return np.asarray(~np.isfinite(end) | (end > start))
 
 
 def tuned(record: Record, texts: Sequence[str]) -> str:
-    """Of several methods the one whose training loss ends lowest in the mean over seeds; those that
-    diverged with any seed are out.
+    """The method with the lowest final training loss, averaged over seeds.
+
+    Methods that diverged with any seed are excluded.
 
     Args:
-      record: of adaptive-rates.
+      record: a record of adaptive-rates.
       texts: methods of its configuration.
 
     Raises:

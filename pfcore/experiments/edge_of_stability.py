@@ -1,4 +1,4 @@
-"""Full-batch gradient descent until, and at, the edge of stability."""
+"""Full-batch gradient descent up to and at the edge of stability."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,18 @@ NAME = "edge-of-stability"
 
 @dataclass(frozen=True)
 class Config:
-    """What to train, and what to measure on the way.
+    """The problem, and the measurements during training.
 
     Attributes:
       problem: data, network and loss.
       learning_rate: $h$.
-      num_steps: of gradient descent that are watched.
-      first_step: steps taken before that, unwatched.
-      every: steps between measurements.
-      num_eigenpairs: how many of the Hessian's largest are certified at each measurement.
+      num_steps: number of recorded steps of gradient descent.
+      first_step: number of steps before them.
+      every: number of steps between measurements.
+      num_eigenpairs: number of the largest eigenpairs of the Hessian at each measurement.
       tolerance: of their residuals, relative to the largest eigenvalue.
-      checkpoint_every: steps between checkpoints; a multiple of `every`.
-      seed: of the initial weights, and of the eigenpairs' first search.
+      checkpoint_every: number of steps between checkpoints; a multiple of `every`.
+      seed: of the initial weights and the first search for eigenpairs.
     """
 
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]
@@ -70,22 +70,22 @@ def plan(config: Config) -> execution.Plan:
         return trainer.begin(params, config.seed), empty, np.int32(0)
 
     def advance(state, piece: int):
-        position, found, done = state
+        position, measured, done = state
         position, new = trainer.advance(position, config.learning_rate, cuts[piece])
-        return position, training.filled(found, int(done), new), np.int32(done + cuts[piece])
+        return position, training.filled(measured, int(done), new), np.int32(done + cuts[piece])
 
     def ended(state) -> bool:
-        _, found, done = state
-        return bool(done) and not np.all(np.isfinite(found.loss_each_step[done - 1]))
+        _, measured, done = state
+        return bool(done) and not np.all(np.isfinite(measured.loss_each_step[done - 1]))
 
     def show(state) -> dict[str, str]:
-        _, found, done = state
-        return training.shown(found, int(done))
+        _, measured, done = state
+        return training.shown(measured, int(done))
 
     def outcome(state) -> execution.Outcome:
-        _, found, done = state
+        _, measured, done = state
         return training.outcome(
-            jax.tree.map(lambda x: x[:done], found), config.every, first=config.first_step
+            jax.tree.map(lambda x: x[:done], measured), config.every, first=config.first_step
         )
 
     return execution.Plan(built, len(cuts), start, advance, outcome, ended, show)
@@ -94,8 +94,8 @@ def plan(config: Config) -> execution.Plan:
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
     r"""Train at one rate and follow the sharpness.
 
-    Gradient descent $\theta_{k+1} = \theta_k - h\,g(\theta_k)$ on the full batch. At every
-    measured step: loss, the largest eigenvalues $\lambda_i$ of the Hessian with residuals, the
+    Gradient descent $\theta_{k+1} = \theta_k - h\,g(\theta_k)$ on the full batch. Every measurement
+    consists of the loss, the largest eigenvalues $\lambda_i$ of the Hessian with residuals, the
     gradient along their eigenvectors, the principal flow's stability coefficient
     $\operatorname{Re} \log(1 - h\lambda_0)/(h\lambda_0)$, and the drift
     $\|Hg\|/\|g\|$.
@@ -105,7 +105,7 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
 
     Returns:
-      A `Record` with the arrays of `training.Measured`, and besides `step` [M], the measured steps,
+      A `Record` with the arrays of `training.Measured`, and also `step` [M], the measured steps,
       and `gradient_along_top` [M], the gradient along the top eigenvector. A run that diverges ends
       with the first loss that is not finite.
     """

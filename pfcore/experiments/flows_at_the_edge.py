@@ -23,22 +23,22 @@ NAME = "flows-at-the-edge"
 
 @dataclass(frozen=True)
 class Config:
-    """Where to start, what to follow, and how far.
+    """The starting points, the flows, and the length of the comparison.
 
     Attributes:
       problem: data, network and loss.
       learning_rate: $h$.
-      starts: steps of gradient descent after which the comparison begins.
-      num_steps: how many steps further it goes, for the real flows.
-      principal_steps: how many for the principal flow, whose field costs up to `depth` products at
-        each evaluation; complex ones where h λ₀ > 1.
-      flows: names, as `pfcore.flows.named_flow` takes them.
-      depth: Hessian products at each evaluation of the principal flow, at most.
-      depth_tolerance: of its field, relative.
-      rtol: of the integration.
-      reach: half-width of the slices of the loss along the top eigenvector, as a distance in the
-        space of parameters.
-      num_slice: points of a slice.
+      starts: numbers of gradient descent steps after which the comparison starts.
+      num_steps: its length in steps, for the real flows.
+      principal_steps: its length for the principal flow, whose field takes up to `depth` products
+        for each evaluation, and complex ones if h λ₀ > 1.
+      flows: names of flows, as for `pfcore.flows.named_flow`.
+      depth: largest number of Hessian products for an evaluation of the principal flow.
+      depth_tolerance: relative tolerance of its field.
+      rtol: relative tolerance of the integration.
+      reach: half-width of the slices of the loss along the top eigenvector, as a distance in
+        parameter space.
+      num_slice: number of points of a slice.
       seed: of the initial weights.
     """
 
@@ -65,7 +65,7 @@ PROFILES = {
 
 
 def plan(config: Config) -> execution.Plan:
-    """One piece for each start and each of gradient descent and the flows."""
+    """One piece for each starting point and each of gradient descent and the flows."""
     starts = [check_count("every start", s, minimum=0) for s in config.starts]
     if not starts or sorted(starts) != starts:
         raise ValueError(f"starts must ascend, got {config.starts!r}")
@@ -90,27 +90,27 @@ def plan(config: Config) -> execution.Plan:
             "slice_offset": np.full((shape[0], config.num_slice), np.nan),
             "slice_loss": np.full((shape[0], config.num_slice), np.nan),
         }
-        # At a start: its parameters, the eigenvector there, and gradient descent's own path.
+        # The parameters at a starting point, the eigenvector there, and gradient descent's path.
         path = jax.tree.map(lambda x: jnp.zeros((steps + 1, *x.shape), x.dtype), built.params)
         return built.params, built.params, path, arrays, np.int32(-1)
 
     def train(params: Params, point: int) -> Params:
-        """On to the next start."""
+        """Train up to the next starting point."""
         return trainer.descend(params, h, starts[point] - (starts[point - 1] if point else 0))
 
     def begin(params: Params, point: int, arrays: dict) -> tuple[Params, Params]:
-        """Look at the curvature at a start, and at the loss along it."""
+        """Measure the curvature at a starting point, and the loss along the top eigenvector."""
         pairs = curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(config.seed))
         vector = paths.at(pairs.vectors, 0)
         gradient = ravel(jax.grad(loss)(params))[0]
         along = float(gradient @ ravel(vector)[0])
-        # The vector points to where gradient descent steps.
+        # The vector points in the direction of gradient descent's step.
         vector = jax.tree.map(lambda x: -x if along > 0 else x, vector)
         offsets = config.reach * np.linspace(-1, 1, config.num_slice)
         arrays["start_eigenvalue"][point] = jax.device_get(pairs.values[0])
         arrays["gradient_share"][point] = along**2 / float(gradient @ gradient)
         arrays["slice_offset"][point] = offsets
-        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
+        # Fetched first: during a wait for the device, NumPy turns Ctrl-C into a ValueError.
         arrays["slice_loss"][point] = jax.device_get(
             jax.jit(lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s))(
                 offsets.astype(np.float32)
@@ -118,7 +118,7 @@ def plan(config: Config) -> execution.Plan:
         )
         return vector, pfcore.gradient_descent(loss, params, h, steps)
 
-    @functools.cache  # what is compiled for a flow serves all starts
+    @functools.cache  # a flow is compiled once for all starting points
     def flow_of(name: str, analytic: bool) -> Flow | SteppedFlow:
         if name != "principal":
             return named_flow(name, loss, h)
@@ -136,9 +136,9 @@ def plan(config: Config) -> execution.Plan:
         if name == "gd":
             return path, True
         count = principal_steps if name == "principal" else steps
-        # Below 1 PF's field is real, and a complex state would only cost more.
+        # Below 1 the principal flow is real, and a complex state would only be more expensive.
         flow = flow_of(name, name == "principal" and bool(h * eigenvalue > 0.95))
-        found = pfcore.integrate(
+        trajectory = pfcore.integrate(
             flow,
             params,
             h * np.arange(count + 1, dtype=np.float32),
@@ -147,7 +147,7 @@ def plan(config: Config) -> execution.Plan:
             # At this low accuracy a method of order 5 takes half the evaluations of one of order 8.
             solver=diffrax.Tsit5(scan_kind="lax"),
         )
-        return found.params, bool(found.completed)
+        return trajectory.params, bool(trajectory.completed)
 
     def advance(state, piece: int):
         params, vector, path, arrays, lost = state
@@ -203,20 +203,21 @@ def stacked(path: Params) -> np.ndarray:
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
     r"""Follow descent and flows from the same points.
 
-    Train at $h$ to each of P starts; from there take $T$ more steps, and follow each flow over the
-    same time $t = kh$.
+    Train at $h$ to each of P starting points. From there take $T$ more steps, and follow each flow
+    over the same times $t = kh$.
 
     Args:
       config: see `Config`.
       **options: `out`, `resume` and `progress`, as for `pfcore.experiments.run`.
 
     Returns:
-      A `Record`. Its arrays [P, F, T + 1] are for gradient descent first and then the flows of the
-      configuration, NaN where a flow was not followed or not completed: `loss`; `eigenvalue`, the
-      sharpness along the path; `coordinate`, position along the top eigenvector at the start, which
-      points to where gradient descent steps; `distance` to gradient descent, relative to how far
-      it has gone. Besides: `start`, `time`, `completed` [P, F], `start_eigenvalue`,
-      `stability_coefficient` (principal flow), `gradient_share` (of the squared norm, along that
-      eigenvector), `slice_offset` and `slice_loss` [P, S], the loss along it.
+      A `Record`. Its arrays [P, F, T + 1] hold gradient descent first and then the flows of the
+      configuration, with NaN where a flow was not followed or not completed: `loss`; `eigenvalue`,
+      the sharpness along the path; `coordinate`, the position along the top eigenvector of the
+      starting point, in the direction of gradient descent's step; `distance` to gradient descent,
+      relative to the distance that it has travelled. Other arrays: `start`, `time`, `completed`
+      [P, F], `start_eigenvalue`, `stability_coefficient` (of the principal flow), `gradient_share`
+      (the share of the squared norm along that eigenvector), `slice_offset` and `slice_loss`
+      [P, S], the loss along the eigenvector.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

@@ -1,4 +1,4 @@
-"""The whole spectrum of the Hessian, at steps of training."""
+"""The full spectrum of the Hessian during training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +18,15 @@ NAME = "hessian-through-training"
 
 @dataclass(frozen=True)
 class Config:
-    """What to train, and when to look.
+    """The problem, and the steps at which the spectrum is computed.
 
     Attributes:
       problem: data, network and loss.
       learning_rate: $h$.
-      steps: of gradient descent after which the spectrum is taken, ascending.
-      num_probes: random vectors of the spectral density.
-      depth: Hessian products for each.
-      num_eigenpairs: how many of the largest eigenvalues are certified besides; the smallest too.
+      steps: numbers of gradient descent steps after which the spectrum is computed, ascending.
+      num_probes: number of random vectors for the spectral density.
+      depth: number of Hessian products for each.
+      num_eigenpairs: number of the largest eigenpairs; the smallest eigenvalue is computed too.
       tolerance: of their residuals.
       seed: of weights and random vectors.
     """
@@ -54,7 +54,7 @@ PROFILES = {
 
 
 def plan(config: Config) -> execution.Plan:
-    """One piece for each step at which the spectrum is taken."""
+    """One piece for each step at which the spectrum is computed."""
     steps = [check_count("every step", s, minimum=0) for s in config.steps]
     if not steps or sorted(set(steps)) != steps:
         raise ValueError(f"steps must ascend, got {config.steps!r}")
@@ -105,9 +105,9 @@ def plan(config: Config) -> execution.Plan:
                 "trace": density.moment(1) * num_entries(params),
                 "trace_error": density.moment_error(1) * num_entries(params),
             }
-        # Fetched first: NumPy would turn Ctrl-C, while it waits for the device, into a ValueError.
-        for name, found in jax.device_get(new).items():
-            arrays[name][piece] = found
+        # Fetched first: during a wait for the device, NumPy turns Ctrl-C into a ValueError.
+        for name, values in jax.device_get(new).items():
+            arrays[name][piece] = values
         return params, arrays
 
     def ended(state) -> bool:
@@ -134,9 +134,9 @@ def plan(config: Config) -> execution.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Take the Hessian's spectrum along training.
+    r"""Compute the Hessian's spectrum during training.
 
-    Its spectral density, its trace, and its eigenvalues at either end.
+    Its spectral density, its trace, and its largest and smallest eigenvalues.
 
     Args:
       config: see `Config`.

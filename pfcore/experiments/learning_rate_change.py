@@ -1,4 +1,4 @@
-"""Training to the edge of stability, and on from there at other learning rates."""
+"""Training to the edge of stability, continued from there at other learning rates."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,19 @@ NAME = "learning-rate-change"
 
 @dataclass(frozen=True)
 class Config:
-    """What to train, and how the learning rate changes.
+    """The problem, and the changes of the learning rate.
 
     Attributes:
       problem: data, network and loss.
-      learning_rate: h, until the change.
+      learning_rate: h before the change.
       change_at: the step at which it changes; a multiple of `every`.
-      factors: by what it is multiplied then; each is followed from the same point.
-      num_steps: of gradient descent altogether, likewise a multiple.
-      every: steps between measurements.
-      num_eigenpairs: how many of the Hessian's largest are certified at each measurement.
+      factors: factors of the change; a run with each continues from the same point.
+      num_steps: total number of steps of each run; a multiple of `every`.
+      every: number of steps between measurements.
+      num_eigenpairs: number of the largest eigenpairs of the Hessian at each measurement.
       tolerance: of their residuals, relative to the largest eigenvalue.
-      checkpoint_every: steps between checkpoints; a multiple of `every`.
-      seed: of the initial weights, and of the eigenpairs' first search.
+      checkpoint_every: number of steps between checkpoints; a multiple of `every`.
+      seed: of the initial weights and the first search for eigenpairs.
     """
 
     problem: Problem = PROBLEMS["quick"]["digits-mlp"]
@@ -58,7 +58,7 @@ PROFILES = {
 
 
 def plan(config: Config) -> execution.Plan:
-    """The part before the change, then one branch after another, in pieces."""
+    """The part before the change, then one branch for each factor, in pieces."""
     every = config.every
     if not 0 < config.change_at < config.num_steps:
         raise ValueError(
@@ -82,7 +82,7 @@ def plan(config: Config) -> execution.Plan:
         return position, position, training.room(trainer, sum(cuts))
 
     def advance(state, piece: int):
-        position, change, found = state
+        position, change, measured = state
         branch, place = divmod(piece - len(before), len(after))
         rate = config.learning_rate
         if piece >= len(before):
@@ -91,14 +91,15 @@ def plan(config: Config) -> execution.Plan:
                 change = position if branch == 0 else change
                 position = change
         position, new = trainer.advance(position, rate, cuts[piece])
-        return position, change, training.filled(found, sum(cuts[:piece]), new)
+        return position, change, training.filled(measured, sum(cuts[:piece]), new)
 
     def outcome(state) -> execution.Outcome:
-        *_, found = state
+        *_, measured = state
         common, rest = sum(before), sum(after)
         branches = [
             jax.tree.map(
-                lambda x, s=common + b * rest: np.concatenate([x[:common], x[s : s + rest]]), found
+                lambda x, s=common + b * rest: np.concatenate([x[:common], x[s : s + rest]]),
+                measured,
             )
             for b in range(len(config.factors))
         ]
@@ -116,8 +117,8 @@ def plan(config: Config) -> execution.Plan:
         return execution.Outcome(arrays, min(ends, default=None))
 
     def show(state) -> dict[str, str]:
-        *_, found = state
-        return training.shown(found, int(np.sum(found.num_products > 0)))
+        *_, measured = state
+        return training.shown(measured, int(np.sum(measured.num_products > 0)))
 
     return execution.Plan(built, len(cuts), start, advance, outcome, show=show)
 
@@ -125,7 +126,7 @@ def plan(config: Config) -> execution.Plan:
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
     r"""Change the learning rate at the edge.
 
-    Gradient descent at $h$ until `change_at`; from that point once at each
+    Gradient descent at $h$ until `change_at`, and from that point once at each
     $\text{factor}\cdot h$.
 
     Args:
@@ -134,7 +135,7 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
 
     Returns:
       A `Record` with the arrays of edge-of-stability, with a leading axis for the factors (`step`
-      without it), and `learning_rate`. Past a divergence arrays hold NaN; `diverged_at_step` is
-      the first of all.
+      without it), and `learning_rate`. After a divergence arrays hold NaN; `diverged_at_step` is
+      that of the first divergence.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

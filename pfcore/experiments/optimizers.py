@@ -1,8 +1,8 @@
 """The methods that are compared, as text: `name:option=value` -> an Optax transformation.
 
-Each says what it costs, counted in gradients of the loss that it is given. A forward pass is a
-third of a gradient, and a Hessian-vector product, forward over reverse, is two: what operations
-say. What they take in seconds is measured by `benchmarks/learning_rates.py`.
+Each method states its cost in gradients of its loss. By the number of operations, a forward pass
+costs a third of a gradient, and a Hessian-vector product, forward over reverse, costs two. Times in
+seconds are measured by `benchmarks/learning_rates.py`.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from pfcore.experiments.signal import scale_by_signal
 from pfcore.runs.overrides import parsed
 
 FORWARD, PRODUCT = 1 / 3, 2.0  # in gradients
-MOST = 5.0  # the largest learning rate of every method that chooses its own
+MOST = 5.0  # the largest learning rate of adaptive methods
 
 State = Any
 Number = Annotated[Any, "a float in a method's text, and perhaps traced when it is built"]
@@ -29,7 +29,7 @@ NUMBERS = (Number, Number | None)
 
 
 class Step(NamedTuple):
-    """What a method may look at: the loss of the present batch, its value and its gradient."""
+    """The inputs of a method: the loss of the current batch, its value and its gradient."""
 
     loss: Loss
     value: jax.Array
@@ -37,14 +37,15 @@ class Step(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way of training.
+    """A training method.
 
     Attributes:
-      scaling: what is subtracted from the parameters, as an Optax transformation of the gradient.
-      rate: `rate(state)`, the learning rate of the last step; None where there is no such number.
-      cost: `cost(state)`, what the last step cost, in gradients.
+      scaling: an Optax transformation of the gradient; its result is subtracted from the
+        parameters.
+      rate: `rate(state)`, the learning rate of the last step; None for a method without one.
+      cost: `cost(state)`, the cost of the last step, in gradients.
       extras: `extras(step)`, keyword arguments of the update.
-      evaluated: `evaluated(state, params)`, the parameters that the method recommends.
+      evaluated: `evaluated(state, params)`, the parameters at which to evaluate the model.
     """
 
     scaling: optax.GradientTransformation
@@ -56,7 +57,7 @@ class Method(NamedTuple):
 
 def _measured(
     scaling: optax.GradientTransformationExtraArgs,
-    price: Callable[[State], Any],
+    extra: Callable[[State], Any],
     *,
     every: int = 1,
     momentum: Number = 0.0,
@@ -66,9 +67,11 @@ def _measured(
     signal: Number | None = None,
     signal_decay: Number = 0.9,
 ) -> Method:
-    """A rate that is measured at updates 0, every, 2 every and so on, for a price besides the
-    gradient; with heavy-ball momentum after it, or before where it is measured along the update.
-    Damped, the momentum is an average of the updates, and so as long as they are."""
+    """A method whose rate is measured every `every` updates, at an extra cost.
+
+    Heavy-ball momentum is applied after the rate, or before it if the rate is measured along the
+    update. Damped momentum is an average of the updates, of the same length.
+    """
     if along not in ("gradient", "update"):
         raise ValueError(f"along must be 'gradient' or 'update', got {along!r}")
     before = [] if signal is None else [scale_by_signal(signal, signal_decay)]
@@ -80,14 +83,14 @@ def _measured(
         optax.chain(*before, scaling, *after, _cosine(cosine)),
         rate=lambda state: state[place].learning_rate,
         cost=lambda state: (
-            1.0 + jnp.where((state[place].num_updates - 1) % every == 0, price(state[place]), 0.0)
+            1.0 + jnp.where((state[place].num_updates - 1) % every == 0, extra(state[place]), 0.0)
         ),
         extras=lambda step: {"loss_fn": step.loss},
     )
 
 
 def _cosine(steps: Number) -> optax.GradientTransformation:
-    """From 1 to 0 over so many steps along half a cosine; always 1 for none."""
+    """A factor that falls from 1 to 0 along half a cosine; constantly 1 for zero steps."""
 
     def factor(count):
         done = jnp.minimum(count / jnp.where(steps > 0, steps, 1.0), 1.0)
@@ -179,7 +182,7 @@ def _polyak(max_learning_rate: Number = MOST) -> Method:
 
 def _line_search(max_learning_rate: Number = MOST) -> Method:
     search = optax.scale_by_backtracking_linesearch(30, max_learning_rate=max_learning_rate)
-    down = optax.scale(-1.0)  # it wants the direction in which to go
+    down = optax.scale(-1.0)  # the line search takes a descent direction
     return Method(
         optax.chain(down, search, down),
         rate=lambda state: state[1].learning_rate,
@@ -206,7 +209,7 @@ def _prodigy() -> Method:
 
 
 def _up(descending: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same with its sign turned, and its state as it is."""
+    """The transformation with its sign reversed and its state unchanged."""
 
     def update(updates, state, params=None):
         updates, state = descending.update(updates, state, params)
@@ -229,11 +232,11 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
 
 
 class Spec(NamedTuple):
-    """A method's text, read.
+    """A parsed method.
 
     Attributes:
-      name: of the method.
-      numbers: options that are real numbers; the same compiled function serves all their values.
+      name: the method.
+      numbers: options that are real numbers; one compiled function serves all their values.
       choices: the other options.
     """
 
@@ -243,10 +246,10 @@ class Spec(NamedTuple):
 
 
 def read(text: str) -> Spec:
-    """`"dal:power=0.5:refresh_every=10"` and the like.
+    """Parse a method such as `"dal:power=0.5:refresh_every=10"`.
 
     Raises:
-      ValueError: the method or an option is not known, missing, or out of range.
+      ValueError: the method or an option is unknown, missing, or out of range.
     """
     name, *options = text.split(":")
     if name not in METHODS:
@@ -257,7 +260,7 @@ def read(text: str) -> Spec:
         key, equals, value = option.partition("=")
         if not equals or key not in known:
             raise ValueError(
-                f"{option!r} is no option of {name}; "
+                f"{option!r} is not an option of {name}; "
                 f"write {name}:KEY=VALUE with one of {', '.join(known) or 'none'}"
             )
         kind = known[key].annotation
@@ -272,12 +275,12 @@ def read(text: str) -> Spec:
 
 
 def build(name: str, numbers: dict[str, Any], choices: tuple[tuple[str, Any], ...]) -> Method:
-    """The method; its numbers may be traced."""
+    """Build a method; its numbers may be traced."""
     return METHODS[name][1](**numbers, **dict(choices))
 
 
 def label(text: str) -> str:
-    """A method's name for a figure or a table, such as "DAL-0.5" or "SGD, h = 0.2"."""
+    """The label of a method in figures and tables, such as "DAL-0.5" or "SGD, h = 0.2"."""
     name, numbers, choices = read(text)
     rest = dict(numbers) | dict(choices)
     shown = METHODS[name][0]

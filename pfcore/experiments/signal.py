@@ -1,7 +1,7 @@
-"""How much of a mini-batch's gradient is the gradient of the whole loss.
+"""The share of a mini-batch's gradient that belongs to the gradient of the full loss.
 
-Tried with the drift-adjusted rate and found no help (the book's page on a whole data set), so it is
-not among `pfcore.learning_rates`.
+It did not improve the drift-adjusted rate (see the book's chapter *A whole data set*), and is
+therefore not part of `pfcore.learning_rates`.
 """
 
 from typing import Any, NamedTuple
@@ -40,10 +40,10 @@ def scale_by_signal(
     $$s = \frac{\|m\|^2 - r\,v}{(1 - r)\,v} ,\qquad r = \sum_k w_k^2 ,$$
 
     clipped to $[0, 1]$, where $m = \sum_k w_k g_k$ and $v = \sum_k w_k \|g_k\|^2$ are exponential
-    moving averages with weights $w_k$ that add up to one. Where the gradient of the whole loss is
-    the same over the last steps and the noise of each is independent, the expected numerator is
-    $\|\mathbb E g\|^2$, and the denominator $\mathbb E\|g\|^2$, both times $1 - r$. An oscillation
-    from step to step, as at the edge of stability, counts as noise.
+    moving averages with weights $w_k$ that sum to one. If the gradient of the full loss is constant
+    over the last steps and the noise of the steps is independent, the expected numerator and
+    denominator are $1 - r$ times $\|\mathbb E g\|^2$ and $\mathbb E\|g\|^2$. An oscillation from
+    step to step, as at the edge of stability, counts as noise.
 
     Args:
       power: $q \ge 0$; updates are multiplied by $s^q$.

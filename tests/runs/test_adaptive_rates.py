@@ -230,7 +230,7 @@ def test_labels(text, label):
         ("methods=", "methods must name at least one"),
         ("methods=sdg:learning_rate=0.1", "unknown method 'sdg:learning_rate=0.1'"),
         ("methods=sgd", "needs learning_rate: write sgd:learning_rate=VALUE"),
-        ("methods=dal:powr=1", "'powr=1' is no option of dal"),
+        ("methods=dal:powr=1", "'powr=1' is not an option of dal"),
         ("methods=dal:power=-1", "power must be at least 0 and finite, got -1.0"),
         ("methods=dal:power=high", "power must be of type float, got 'high'"),
         ("methods=prodigy:x=1", "one of none"),

@@ -142,7 +142,7 @@ def nothing():
             {},
             r"2 states have a scale for \['a'\]",
         ),
-        (lambda: run(optax.adam(0.1))[0], {"decay": 0.9}, "decay: not an option of ScaleByAdamState"),
+        (lambda: run(optax.adam(0.1))[0], {"decay": 0.9}, "decay: not an option of ScaleBy"),
     ],
     ids=["momentum", "number", "at the start", "twice", "option"],
 )
