@@ -1,8 +1,8 @@
-"""Set the repository's address wherever it stands: `python tools/address.py owner/name`.
+"""Set the repository's address everywhere: `python tools/address.py owner/name`.
 
-It stands in links, badges, install lines, the citation and the package's metadata, in files that
-cannot read it from elsewhere. `pyproject.toml` says what it is now. The README's remark that the
-address is a placeholder goes with the first change.
+It occurs in links, badges, install lines, the citation and the package's metadata, in files that
+cannot read it from elsewhere. The current address is read from `pyproject.toml`. The first change
+also removes the README's note that the address is a placeholder.
 """
 
 import re
@@ -19,26 +19,26 @@ REMARK = re.compile(r"<!-- placeholder -->.*?<!-- /placeholder -->\n*", re.DOTAL
 
 
 def current(root: Path = ROOT) -> str:
-    """The repository's `owner/name` as `pyproject.toml` has it."""
+    """The repository's `owner/name` in `pyproject.toml`."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["urls"]["Repository"].removeprefix(GITHUB)
 
 
 def pages(repository: str) -> str:
-    """Where GitHub publishes the book of a repository, without "https://"."""
+    """The address of a repository's book on GitHub Pages, without "https://"."""
     owner, name = repository.split("/")
     return f"{owner}.github.io/{name}"
 
 
 def moved(text: str, old: str, new: str) -> str:
-    """A text with the addresses of `new` in place of those of `old`; both are `owner/name`."""
+    """Replace the addresses of `old` in a text by those of `new`; both are `owner/name`."""
     for before, after in ((old, new), (pages(old), pages(new))):
         text = re.sub(rf"(?<![\w.-]){re.escape(before)}(?![\w-])", after, text)
     return REMARK.sub("", text)
 
 
 def files(root: Path = ROOT) -> Iterator[Path]:
-    """Texts of the project: hidden folders but GitHub's, environments and builds left out."""
+    """Text files of the project, without environments, builds and hidden folders except .github."""
     for path in sorted(root.rglob("*")):
         folders = path.relative_to(root).parts[:-1]
         hidden = {part for part in folders if part.startswith(".")} - {".github"}
@@ -47,7 +47,7 @@ def files(root: Path = ROOT) -> Iterator[Path]:
 
 
 def move(root: Path, new: str) -> list[Path]:
-    """Set the address in every file; those that changed.
+    """Set the address in every file; returns the changed files.
 
     Raises:
       ValueError: `new` is not `owner/name`.

@@ -1,9 +1,9 @@
-"""Compare freshly written claims with the stored ones.
+"""Compare new claims with the stored ones.
 
     python tools/check_claims.py _build/check/claims
 
-Same claims, same verdicts; a number may differ by its own `rerun_tolerance`, relative to the
-stored one. A claim without that field is compared by its verdict alone.
+Claims and verdicts must be the same. A number may differ by its `rerun_tolerance`, relative to the
+stored one. A claim without that field is compared by its verdict only.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def read(folder: Path) -> Claims:
 
 
 def agree(stored: Any, fresh: Any, tolerance: float) -> bool:
-    """Whether two numbers, or two things of one shape made of numbers, agree."""
+    """Whether two numbers, or two nested structures of numbers, agree."""
     if isinstance(stored, dict):
         return (
             isinstance(fresh, dict)
@@ -55,7 +55,7 @@ def agree(stored: Any, fresh: Any, tolerance: float) -> bool:
 
 
 def ordered(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Notebooks in the order of their names, their claims in that of their numbers and parts."""
+    """Notebooks in the order of their names, claims in the order of numbers and parts."""
 
     def place(key: tuple[str, str]) -> tuple[str, int, str]:
         notebook, claim = key
@@ -67,12 +67,12 @@ def ordered(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def judge(
     stored: dict[str, Any] | None, fresh: dict[str, Any] | None, *, numbers: bool = True
 ) -> str:
-    """ "" if a claim came out as stored, else what is different.
+    """The difference between a stored and a new claim; "" if there is none.
 
     Args:
-      stored: the claim as it was, if it was.
-      fresh: as it is.
-      numbers: compare not only the verdicts.
+      stored: the stored claim, or None.
+      fresh: the new claim, or None.
+      numbers: whether to compare numbers as well as verdicts.
     """
     if stored is None:
         return "not among the stored claims"
@@ -87,7 +87,7 @@ def judge(
 
 
 def show(number: Any) -> str:
-    """A number with the digits that a reader needs."""
+    """A number with a few significant digits."""
     return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 

@@ -1,4 +1,4 @@
-"""Check what is about to be published: a wheel and a source distribution, and what is in them."""
+"""Check a wheel and a source distribution, and the files in them, before publication."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "pfcore"
-# What a source distribution needs beside the package to be built, read and cited.
+# Files that a source distribution needs beside the package, to be built, read and cited.
 BESIDE = {
     "CHANGELOG.md",
     "CITATION.cff",
@@ -23,7 +23,7 @@ BESIDE = {
 
 
 def package_files() -> set[str]:
-    """Files of the package as they lie in the tree, relative to the root."""
+    """Files of the package in the tree, relative to the root."""
     return {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / PACKAGE).rglob("*")
@@ -32,12 +32,12 @@ def package_files() -> set[str]:
 
 
 def without(names: set[str], *folders: str) -> set[str]:
-    """The names that lie in none of the folders."""
+    """The names outside all of the folders."""
     return {name for name in names if not name.startswith(tuple(f"{f}/" for f in folders))}
 
 
 def in_wheel(file: Path) -> set[str]:
-    """What a wheel installs, its own notes left out."""
+    """The files that a wheel installs, without its metadata."""
     with zipfile.ZipFile(file) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     name, version, *_ = file.name.split("-")
@@ -45,7 +45,7 @@ def in_wheel(file: Path) -> set[str]:
 
 
 def in_source(file: Path) -> set[str]:
-    """What a source distribution holds, without the folder that everything is in."""
+    """The files of a source distribution, without its top-level folder."""
     with tarfile.open(file) as archive:
         names = {member.name for member in archive.getmembers() if member.isfile()}
     top = file.name.removesuffix(".tar.gz")
@@ -53,14 +53,14 @@ def in_source(file: Path) -> set[str]:
 
 
 def differences(what: str, found: set[str], wanted: set[str]) -> list[str]:
-    """A line for each file that is missing and each that should not be there."""
+    """A line for each missing and each unexpected file."""
     return [f"{what}: {name} is missing" for name in sorted(wanted - found)] + [
         f"{what}: {name} should not be there" for name in sorted(found - wanted)
     ]
 
 
 def complaints(folder: Path) -> list[str]:
-    """What is wrong with the distributions in a folder, a line each."""
+    """The faults of the distributions in a folder, a line each."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     release = f"{project['name']}-{project['version']}"
     wheel, source = folder / f"{release}-py3-none-any.whl", folder / f"{release}.tar.gz"

@@ -1,4 +1,4 @@
-"""Where this machine's Chromium is: `python tools/chromium.py` prints it, or fails."""
+"""Find Chromium on this machine: `python tools/chromium.py` prints its path, or fails."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find() -> str | None:
-    """A Chromium named by $CHROMIUM, on the path, or installed by Playwright; None without one.
+    """A Chromium given by $CHROMIUM, on the path, or installed by Playwright; None if missing.
 
     Raises:
-      FileNotFoundError: $CHROMIUM names a file that is not there.
+      FileNotFoundError: the file that $CHROMIUM names does not exist.
     """
     named = os.environ.get("CHROMIUM")
     if named:
         if shutil.which(named) is None:
-            raise FileNotFoundError(f"CHROMIUM={named!r} is no program; unset it or correct it")
+            raise FileNotFoundError(f"CHROMIUM={named!r} is not a program; unset or correct it")
         return named
     for name in NAMES:
         found = shutil.which(name)

@@ -1,17 +1,18 @@
-"""Run each notebook with nothing but what Colab would give it.
+"""Run each notebook in an environment like Colab's.
 
     python tools/colab.py
     python tools/colab.py book/stability.ipynb
 
-In a temporary folder: the wheel of this tree; a fresh virtual environment with that wheel, what it
-depends on (at the versions of `requirements.lock`) and a kernel; a copy of `book/records`; and for
-each notebook an empty folder with only the notebook in it. Colab has JAX, NumPy and Matplotlib
-beforehand; here they come as pfcore's own dependencies, so that none can be forgotten.
+A temporary folder contains the wheel of this tree; a new virtual environment with that wheel, its
+dependencies (at the versions of `requirements.lock`) and a kernel; a copy of `book/records`; and,
+for each notebook, a folder with only the notebook. On Colab, JAX, NumPy and Matplotlib are already
+installed; here they are installed as dependencies of pfcore, so that a missing dependency is
+detected.
 
-Two things differ from Colab. The first cell finds pfcore installed, and must then do nothing: what
-it would install is a tag, which is published after this check has passed. For the same reason
-PFCORE_RECORDS names the copy of the records, which a notebook there takes from that tag. Data sets
-are read from PFCORE_DATA where it is set, and else downloaded.
+There are two differences from Colab. The first cell finds pfcore installed, and must do nothing,
+because the tag that it would install is published only after this check. For the same reason
+PFCORE_RECORDS names the copy of the records, which a notebook on Colab takes from that tag. Data
+sets are read from PFCORE_DATA if it is set, else downloaded.
 """
 
 import argparse
@@ -37,9 +38,9 @@ from notebooks import (
 )
 from tables import aligned
 
-# What the wheel is built from.
+# Sources of the wheel.
 SOURCES = ("pfcore", "pyproject.toml", "README.md", "LICENSE")
-# What would let a kernel see more than its environment, or send its results elsewhere.
+# Variables that would give a kernel access to other packages, or redirect its results.
 INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "JUPYTER_PATH")
 
 
@@ -60,7 +61,7 @@ def call(*command: str | Path, cwd: Path) -> str:
 
 
 def cleared(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what belongs to this checkout; PFCORE_DATA stays."""
+    """The environment without variables of this checkout, except PFCORE_DATA."""
     kept = {
         name: value
         for name, value in variables.items()
@@ -72,13 +73,13 @@ def cleared(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def pins(lock: str) -> str:
-    """The versions of a lock file, as constraints: without hashes, which the wheel has none of."""
+    """The versions of a lock file as constraints, without hashes, which the wheel does not have."""
     found = re.findall(r"^([A-Za-z0-9_.\-]+==[^\\\n]+?)\s*\\?$", lock, flags=re.MULTILINE)
     return "\n".join(found) + "\n"
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of this tree, built from a copy, so that nothing is left behind in the tree."""
+    """The wheel of this tree, built from a copy, so that the tree is not changed."""
     source = folder / "source"
     source.mkdir()
     for name in SOURCES:
@@ -94,7 +95,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def create_environment(folder: Path, wheel: Path) -> Path:
-    """The interpreter of a fresh virtual environment with a wheel and a kernel."""
+    """The interpreter of a new virtual environment with a wheel and a kernel."""
     constraints = folder / "constraints.txt"
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     constraints.write_text(pins(lock), encoding="utf-8")
@@ -115,13 +116,13 @@ def create_environment(folder: Path, wheel: Path) -> Path:
 
 
 def kernel_specs(folder: Path, python: Path) -> Path:
-    """A folder with the specification of the environment's kernel, under the name `python3`."""
+    """A folder with the specification of the environment's kernel, named `python3`."""
     call(python, "-m", "ipykernel", "install", "--prefix", folder, "--name", "python3", cwd=folder)
     return folder / "share" / "jupyter" / "kernels"
 
 
 def first_cell(path: Path) -> str:
-    """What is wrong with the first code cell of a notebook that ran; "" if nothing is."""
+    """The fault of the first code cell of a notebook that ran; "" if there is none."""
     notebook = nbformat.read(path, as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if 'find_spec("pfcore")' not in cell.source or "%pip install" not in cell.source:
@@ -132,7 +133,7 @@ def first_cell(path: Path) -> str:
 
 
 def alone(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Copies of notebooks, each in an empty folder of its own."""
+    """Copies of notebooks, each in a separate, otherwise empty folder."""
     copies = []
     for path in paths:
         (folder / path.stem).mkdir(parents=True)
@@ -141,7 +142,7 @@ def alone(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A line for each notebook, and one that sums them up."""
+    """A line for each notebook, and a summary."""
     rows = [("notebook", "seconds", "MB", "")]
     for run in runs:
         memory = "?" if run.peak_mb is None else f"{run.peak_mb:,}"
@@ -156,7 +157,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def check(paths: Sequence[Path], folder: Path, profile: str, jobs: int) -> list[Run]:
-    """Run notebooks in a fresh environment in `folder`, with a line for each."""
+    """Run notebooks in a new environment in `folder`, and print a line for each."""
     print("   building the wheel, filling a fresh environment", flush=True)
     python = create_environment(folder, build_wheel(folder))
     shutil.copytree(ROOT / "book" / "records", folder / "records")

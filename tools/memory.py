@@ -1,10 +1,10 @@
-"""Write how much memory the full profiles are predicted to take: `book/memory.json`.
+"""Write the predicted memory of the full profiles to `book/memory.json`.
 
     python tools/memory.py [NAME ...]
 
-For every problem of the full profile, or those named, the program that trains it with
-`NUM_EIGENPAIRS` directions followed is compiled, which takes minutes for the deep networks; nothing
-is run. To be called when one of them changes.
+For every problem of the full profile, or those named, the training program with `NUM_EIGENPAIRS`
+tracked eigenpairs is compiled, but not run. This takes minutes for the deep networks. Run it when a
+problem changes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pfcore.runs.memory import predict
 from pfcore.runs.problems import PROBLEMS
 
 PATH = Path(__file__).resolve().parent.parent / "book" / "memory.json"
-NUM_EIGENPAIRS = 10  # as edge-of-stability's full profile has
+NUM_EIGENPAIRS = 10  # as in the full profile of edge-of-stability
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
-"""The book's notebooks as files: which there are, and the form in which they are stored.
+"""The book's notebooks as files, and the form in which they are stored.
 
-A stored notebook is normalised: its metadata, cell ids and execution counts are functions of its
-cells alone, so that running it twice on one machine gives the same bytes.
+Stored notebooks are normalised: metadata, cell ids and execution counts depend only on the cells,
+so that running a notebook twice on one machine gives the same bytes.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ CELL_METADATA = ("mystnb", "tags")
 
 
 def listed(root: Path = ROOT) -> list[Path]:
-    """The notebooks under `root` that `_toc.yml` names, in its order."""
+    """The notebooks under `root` that `_toc.yml` lists, in its order."""
 
     paths = (root / f"{chapter.name}.ipynb" for chapter in chapters(root))
     return [path for path in paths if path.is_file()]
 
 
 def shown(path: Path, root: Path = ROOT) -> str:
-    """A path as a reader at `root` would type it."""
+    """A path relative to `root`, or unchanged if it is outside."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def _normalise_outputs(outputs: Sequence[NotebookNode], count: int) -> list[NotebookNode]:
-    """Neighbouring pieces of one stream joined; the cell's own count; metadata left as it is."""
+    """Join adjacent outputs of one stream, and set execution counts."""
     joined: list[NotebookNode] = []
     for output in outputs:
         if output.output_type == "stream" and joined:
@@ -48,7 +48,7 @@ def _normalise_outputs(outputs: Sequence[NotebookNode], count: int) -> list[Note
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """`notebook` with everything removed that a rerun could change without meaning to."""
+    """`notebook` without details that differ between equivalent runs."""
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -73,7 +73,7 @@ def serialise(notebook: NotebookNode) -> str:
 
 
 def faults(path: Path) -> list[str]:
-    """What is wrong with a stored notebook, as sentences; empty if nothing is."""
+    """The faults of a stored notebook, as sentences."""
     found = []
     text = path.read_text(encoding="utf-8")
     if len(text.encode()) > MAX_BYTES:
@@ -96,7 +96,7 @@ def faults(path: Path) -> list[str]:
 
 
 def check(paths: Sequence[Path]) -> int:
-    """Print every fault of the stored notebooks; how many notebooks have one."""
+    """Print the faults of stored notebooks; returns the number of notebooks with faults."""
     wrong = 0
     for path in paths:
         found = faults(path)

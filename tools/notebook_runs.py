@@ -1,7 +1,4 @@
-"""Running notebooks, some at a time, and what that took.
-
-How long each ran and how much memory it took are kept in `book/times.json`.
-"""
+"""Run notebooks in parallel, and record their time and memory in `book/times.json`."""
 
 import collections
 import json
@@ -28,21 +25,23 @@ from notebook_files import ROOT, normalise, serialise
 
 COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
-# XLA's newer way to compile loops for CPUs takes longer than the small programs here run. Without
-# it numbers differ by rounding, the same where they are stored and where they are compared.
+# XLA's fusion emitters for CPUs take longer to compile than these small programs run. Without them
+# numbers differ by rounding, in stored and in rerun notebooks alike.
 COMPILE_FASTER = "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
 TIMES = "times.json"  # beside the notebooks
-# What is kept of an earlier measurement that came out as long, or as large, up to this share.
+# A new measurement within this share of the stored one does not replace it.
 SAME = 0.2
 
 
 def environment(profile: str) -> dict[str, str]:
-    """What the kernels see: this interpreter's environment, the profile, nothing inherited that
-    would send claims elsewhere or replace the notebook's own drawing."""
+    """The environment of kernels: that of this interpreter, with the profile.
+
+    Without inherited variables that would redirect claims or change drawings.
+    """
     changed = ("PFCORE_CLAIMS_DIR", "MPLBACKEND")
     env = {key: value for key, value in os.environ.items() if key not in changed}
     env |= {"PFCORE_PROFILE": profile, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONHASHSEED": "0"}
-    # XLA's remarks on how long it compiled depend on the machine, and would be stored.
+    # XLA's warnings about slow compilation depend on the machine, and would be stored.
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if profile == "quick":
         env.setdefault("JAX_PLATFORMS", "cpu")
@@ -52,13 +51,13 @@ def environment(profile: str) -> dict[str, str]:
 
 
 class Run(NamedTuple):
-    """How running one notebook went.
+    """The outcome of running a notebook.
 
     Attributes:
-      path: of the notebook.
-      seconds: from the start of its kernel to the end of its last cell.
-      peak_mb: the most memory that its kernel held, in megabytes; None where that is not known.
-      problem: what went wrong; "" if nothing did.
+      path: the notebook.
+      seconds: time from the start of its kernel to the end of its last cell.
+      peak_mb: peak memory of its kernel in megabytes; None if unknown.
+      problem: the error; "" if there was none.
     """
 
     path: Path
@@ -68,13 +67,13 @@ class Run(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For a line of progress."""
+        """Time and memory for a line of progress."""
         memory = "" if self.peak_mb is None else f", {self.peak_mb:,} MB"
         return f"{'FAILED after ' if self.problem else ''}{self.seconds:.0f} s{memory}"
 
 
 def peak_memory(pid: int | None) -> int | None:
-    """Megabytes of memory that a process has held at most; None where the system does not say."""
+    """Peak memory of a process in megabytes; None if the system does not provide it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -89,9 +88,9 @@ def execute_one(
     """Run one notebook and store it.
 
     Args:
-      path: of the notebook; it is stored there again if it ran to its end, and left alone if not.
-      env: the kernel's environment.
-      timeout: seconds for a cell; None for as long as it takes.
+      path: the notebook, which is overwritten if all of its cells ran.
+      env: environment of the kernel.
+      timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
     """
     start = time.perf_counter()
@@ -115,7 +114,7 @@ def execute_one(
     memory: list[int] = []
 
     def sample(**_: Any) -> None:
-        # After every cell: once the last has run, or one has failed, the kernel is gone.
+        # After every cell, since the kernel ends with the last cell or with an error.
         provisioner = client.km.provisioner if client.km is not None else None
         found = peak_memory(getattr(provisioner, "pid", None))
         memory.extend([] if found is None else [found])
@@ -132,17 +131,16 @@ def execute_one(
 
 
 def end_as_interrupted() -> None:
-    """Let SIGTERM end this process as Ctrl-C does; else its notebooks would go on without it."""
+    """Handle SIGTERM like Ctrl-C, so that the notebooks end with this process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def split_collector(paths: Sequence[Path], seconds: Mapping[str, float]) -> list[list[Path]]:
-    """What can run side by side, the longest first, so that no process works on one alone at the
-    end; then what must wait for it.
+    """Notebooks that can run in parallel, longest first, and those that must run after them.
 
     Args:
-      paths: of the notebooks.
-      seconds: that each takes, by name, as far as they are known.
+      paths: the notebooks.
+      seconds: time of each, by name, if known.
     """
     unknown = float("inf")
     groups = [
@@ -164,16 +162,16 @@ def executed(
 ) -> Iterator[Run]:
     """Run notebooks, up to `jobs` at a time, and yield each as it ends.
 
-    A failing notebook does not stop the others. An interruption stops all of them, and their
-    kernels, before it is passed on; for SIGTERM see `end_as_interrupted`.
+    A failing notebook does not stop the others. An interruption first stops all notebooks and their
+    kernels; for SIGTERM see `end_as_interrupted`.
 
     Args:
-      paths: of the notebooks.
-      env: the kernels' environment.
-      jobs: how many at a time.
-      timeout: seconds for a cell; None for as long as it takes.
+      paths: the notebooks.
+      env: environment of the kernels.
+      jobs: number of simultaneous notebooks.
+      timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
-      starting: called with the path of each notebook that begins.
+      starting: called with the path of each notebook when it starts.
     """
     for group in split_collector(paths, last_time(env["PFCORE_PROFILE"])):
         waiting = collections.deque(group)
@@ -185,7 +183,7 @@ def executed(
             running: dict[Future[Run], Path] = {}
             try:
                 while waiting or running:
-                    # No more than are worked on: what is queued could not be taken back.
+                    # Only as many as there are processes, since queued ones cannot be cancelled.
                     while waiting and len(running) < jobs:
                         path = waiting.popleft()
                         starting(path)
@@ -204,16 +202,16 @@ def executed(
 
 
 def last_time(profile: str) -> dict[str, float]:
-    """Seconds that each notebook took when it was stored."""
+    """Stored time of each notebook, in seconds."""
     path = ROOT / "book" / TIMES
     stored = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
     return {name: kinds[profile]["seconds"] for name, kinds in stored.items() if profile in kinds}
 
 
 def machine(profile: str) -> str:
-    """Device and versions that the kernels have, in a few words."""
+    """Device and versions of the kernels, in a few words."""
     code = "import json, pfcore; print(json.dumps(pfcore.records.provenance()))"
-    # In a process of its own: this one would keep the memory of an accelerator from the kernels.
+    # In a separate process, so that this one does not hold the accelerator's memory.
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment(profile),
@@ -227,22 +225,22 @@ def machine(profile: str) -> str:
 
 
 def _keep(old: int | float | None, new: int | float | None) -> int | float | None:
-    """`old` where `new` is about the same."""
+    """`old` if `new` is about the same, else `new`."""
     if old is None or new is None or abs(new - old) > SAME * old:
         return new
     return old
 
 
 def note_times(path: Path, runs: Sequence[Run], profile: str, where: str) -> None:
-    """Write what `runs` took into the file of times; other notebooks' entries stay.
+    """Write time and memory of `runs` to the file of times; other entries are kept.
 
-    An entry names its machine where that is not the machine of most of the others, which is named
-    once, at the top. Measured again on the same machine and about the same, it stays as it was.
+    The machine of most entries is named once, at the top; an entry from another machine names it. A
+    new measurement on the same machine that is about the same does not change the entry.
 
     Args:
-      path: of the file of times, which need not exist.
-      runs: those that went wrong are passed over.
-      profile: that they ran in.
+      path: the file of times, which need not exist.
+      runs: the runs; failed ones are ignored.
+      profile: their profile.
       where: the machine, in a few words.
     """
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

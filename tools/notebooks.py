@@ -2,12 +2,12 @@
 
     python tools/notebooks.py list
     python tools/notebooks.py execute --in-place            # to be committed
-    python tools/notebooks.py execute --into _build/source  # in a copy; nothing tracked changes
+    python tools/notebooks.py execute --into _build/source  # in a copy, not in tracked files
     python tools/notebooks.py check
     python tools/notebooks.py compare --scratch _build/check
 
-Which notebooks there are, and in which order, is read from `_toc.yml`. The notebook named `claims`
-collects what the others found, so it runs after them.
+Notebooks and their order are read from `_toc.yml`. The notebook `claims` collects the results of
+the others, so it runs last.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from notebook_runs import (
     split_collector,
 )
 
-STOPPED = 130  # what a shell reports for a command stopped by Ctrl-C
+STOPPED = 130  # exit status of a command stopped by Ctrl-C
 
 
 def stage(into: Path) -> None:
-    """A copy of the book's sources in the folder `into`, replacing what was there."""
+    """Copy the book's sources to the folder `into`, which is replaced."""
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
@@ -47,9 +47,9 @@ def stage(into: Path) -> None:
 
 
 def time_left(runs: Sequence[Run], paths: Sequence[Path], profile: str, jobs: int) -> str:
-    """How long the notebooks that have not ended will take, in words; "" where that is not known.
+    """The estimated remaining time, in words; "" if unknown.
 
-    Those that ended say how this machine compares with the one that the stored times are from.
+    Finished notebooks give the speed of this machine relative to that of the stored times.
     """
     known = last_time(profile)
     done = {run.path.stem: run.seconds for run in runs}
@@ -67,7 +67,7 @@ def time_left(runs: Sequence[Run], paths: Sequence[Path], profile: str, jobs: in
 
 
 def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> list[Run]:
-    """Run notebooks under `root`, up to `jobs` at a time, with a line for each."""
+    """Run notebooks under `root`, up to `jobs` at a time, and print a line for each."""
     runs: list[Run] = []
     width = len(str(len(paths)))
     timeout = CELL_TIMEOUT if profile == "quick" else None
@@ -81,7 +81,7 @@ def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> li
 
 
 def reason(problem: str) -> str:
-    """The last line of an error's report that says anything, short enough for a sentence."""
+    """The last non-empty line of an error's report, shortened."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", problem)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason was given"
@@ -89,7 +89,7 @@ def reason(problem: str) -> str:
 
 
 def note_not_recomputed(path: Path, problem: str) -> None:
-    """Say at the top of a page, below its title, that it shows the outputs that were stored."""
+    """Add a note below a page's title that it shows stored outputs."""
     notebook = nbformat.read(path, as_version=4)
     why = reason(problem).replace("`", "'")
     notice = (
@@ -106,14 +106,16 @@ def note_not_recomputed(path: Path, problem: str) -> None:
 
 
 def long() -> set[Path]:
-    """The notebooks that `tests/long.txt` lists: EVERY=1 reruns them, too, as the workflows do."""
+    """The notebooks listed in `tests/long.txt`, which are rerun only with EVERY=1."""
     lines = (ROOT / "tests" / "long.txt").read_text(encoding="utf-8").splitlines()
     return {ROOT / line for line in lines if line.endswith(".ipynb")}
 
 
 def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) -> int:
-    """Rerun notebooks with nbval against their stored outputs; claims are written to `scratch`,
-    and the stored ones of notebooks that are not rerun are copied there."""
+    """Rerun notebooks with nbval, and compare them with their stored outputs.
+
+    Claims are written to `scratch`. Stored claims of notebooks that are not rerun are copied there.
+    """
     env = environment("quick")
     folder = scratch / "claims"
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) ->
         command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
         command += [f"--nbval-cell-timeout={timeout}"]
         if len(group) > 1:
-            # A notebook's cells share a kernel, hence one worker for each file; in the order given.
+            # One worker for each file, since the cells of a notebook share a kernel.
             command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"]
         command += [str(path) for path in group]
         status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode or status

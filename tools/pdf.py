@@ -1,8 +1,8 @@
 """Print the whole book to one PDF: `python tools/pdf.py --html FOLDER --to FILE`.
 
-The articles of the built pages are put one after another on a single page, behind a title page and
-a table of contents, and a headless Chromium prints that page. It prints twice: the first time tells
-on which sheet each chapter begins.
+The articles of the built pages are joined on a single page, after a title page and a table of
+contents, and headless Chromium prints that page. It prints twice: the first pass determines the
+page number of each chapter.
 """
 
 import argparse
@@ -30,22 +30,22 @@ WIDTH, HEIGHT = 657, 980
 
 # ---- one page from many
 
-# What a sheet of paper has no use for.
+# Elements that are not printed.
 UNPRINTED = (
     "script, .headerlink, details.hide, .toggle-details, .rerun, .figure-files, .figure-tools, "
     ".copybtn, img.only-dark, .only-dark"
 )
-# Folds that stay closed: the parts of claims, which the page of claims lists, and the settings of
-# every record, which are longer than the book.
+# Folded elements that stay closed: the parts of claims, which the page of claims lists, and the
+# settings of every record, which are longer than the book.
 REPEATED = ".finding-parts, .report-record"
 
 
 def article(root: Path, chapter: Chapter, names: set[str]) -> Any:
-    """A chapter's article, fit to stand on one page with all others.
+    """A chapter's article, adapted to the single page.
 
     Args:
-      root: where the built pages are.
-      chapter: which.
+      root: folder of the built pages.
+      chapter: the chapter.
       names: all pages of the book. Links to them become links within the single page.
     """
     path = root / f"{chapter.name}.html"
@@ -64,7 +64,7 @@ def article(root: Path, chapter: Chapter, names: set[str]) -> Any:
     for link in found.select("a[href]"):
         target = _within(root, path, str(link["href"]), names)
         if target is None:
-            link.unwrap()  # a file beside the pages, which paper cannot open
+            link.unwrap()  # a link to a file, which is useless on paper
         else:
             link["href"] = target
     for image in found.select("img[src]"):
@@ -76,7 +76,7 @@ def article(root: Path, chapter: Chapter, names: set[str]) -> Any:
 
 
 def _within(root: Path, page: Path, href: str, names: set[str]) -> str | None:
-    """Where a link leads from the single page; None if nowhere."""
+    """The target of a link on the single page; None if there is none."""
     if urlsplit(href).scheme:
         return href
     file, anchor = urldefrag(href)
@@ -106,7 +106,7 @@ def head(root: Path, first: Chapter, target: Path) -> str:
 
 
 def title_page(title: str) -> str:
-    """The book's name, its version, and what it accompanies."""
+    """The title page: title, version, and the paper that the book accompanies."""
     repository = current()
     return f"""<section class="print-title" aria-label="Title page">
 <p class="print-name">{html.escape(title)}</p>
@@ -118,7 +118,7 @@ descent dynamics and instability in deep learning</em><br>Rosca, Wu, Qin and Dhe
 
 
 def contents_page(listed: list[tuple[Chapter, str]], sheets: dict[str, int]) -> str:
-    """The table of contents: titles, and the sheets where known."""
+    """The table of contents: titles, and page numbers if known."""
     rows = []
     for chapter, name in listed:
         if chapter.part is not None:
@@ -135,8 +135,8 @@ def contents_page(listed: list[tuple[Chapter, str]], sheets: dict[str, int]) -> 
 # ---- print
 
 
-# Formulas and tables wider than the page are set smaller, since nothing scrolls on paper; figures
-# of many panels may be taller than others.
+# Formulas and tables wider than the page are scaled down, since paper does not scroll; figures of
+# many panels may be taller than others.
 FIT = """() => {
   for (const image of document.querySelectorAll("figure img")) {
     image.classList.toggle("print-tall", image.naturalHeight > 1.4 * image.naturalWidth);
@@ -152,7 +152,7 @@ FIT = """() => {
 
 
 def picture_of_playground(browser: Any, root: Path) -> str:
-    """The playground as it opens, as a figure."""
+    """A picture of the playground's initial state."""
     page = browser.new_page(viewport={"width": 900, "height": 1000}, device_scale_factor=2)
     page.goto((root / f"{PLAYGROUND}.html").as_uri(), wait_until="load")
     page.wait_for_function("window.pfcorePlayground && pfcorePlayground.frames > 0")
@@ -167,7 +167,7 @@ def picture_of_playground(browser: Any, root: Path) -> str:
 
 
 def assemble(root: Path, target: Path, browser: Any) -> tuple[str, list[tuple[Chapter, str]]]:
-    """The chapters as one text, and their titles."""
+    """All chapters as one document, and their titles."""
     listed = chapters(ROOT)
     names = {chapter.name for chapter in listed}
     texts, titled = [], []
@@ -191,7 +191,7 @@ def assemble(root: Path, target: Path, browser: Any) -> tuple[str, list[tuple[Ch
 
 
 def print_book(root: Path, target: Path) -> int:
-    """Prints the pages below `root` to `target`; returns the number of sheets."""
+    """Print the pages below `root` to `target`; returns the number of pages."""
     from playwright.sync_api import sync_playwright
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def print_book(root: Path, target: Path) -> int:
 
 
 def beginnings(path: Path) -> dict[str, int]:
-    """Where links within a PDF lead: anchor -> sheet, from 1."""
+    """Targets of links within a PDF: anchor -> page number, from 1."""
     reader = pypdf.PdfReader(path)
     places = {
         name.lstrip("/"): reader.get_destination_page_number(place)

@@ -1,4 +1,4 @@
-"""Draw the README's picture: gradient descent, NGF and PF parting ways on a quadratic."""
+"""Draw the README's picture: gradient descent, NGF and PF on a quadratic."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def main() -> None:
     start, learning_rate, num_steps = jnp.array([0.6, -0.9]), 0.9, 7
     times = learning_rate * np.arange(num_steps * 40 + 1) / 40
 
-    # As wide as a phone shows it well: labels of 14 points are still 12 pixels there.
+    # Legible on a phone, where labels of 14 points are 12 pixels high.
     fig, ax = plt.subplots(figsize=(6.0, 3.3), dpi=200)
     figures.contours(ax, bowl, domain=[[-0.72, 0.78], [-1, 0.1]], levels=14, swap=True)
     for name in ("ngf", "principal"):

@@ -1,8 +1,8 @@
-"""Compute a stored record anew, from its configuration.
+"""Recompute a stored record from its configuration.
 
     python tools/recompute.py book/records/edge-of-stability-17380fde --out _build/fresh
 
-Stopped, it goes on where it was when the same command is given again.
+The same command resumes an interrupted computation.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pfcore import experiments, records
 
 
 def configuration(info: dict[str, Any]) -> Any:
-    """The configuration of a record, as `pfcore.experiments.run` takes it.
+    """The configuration of a record, for `pfcore.experiments.run`.
 
     Raises:
-      ValueError: its settings are not those of today.
+      ValueError: it has other settings than the current version of the experiment.
     """
 
     def restored(value: Any, like: Any) -> Any:

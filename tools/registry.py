@@ -1,8 +1,8 @@
-"""Write what the package knows of the book's stored records: `pfcore/runs/records.json`.
+"""Write the package's list of the book's stored records, `pfcore/runs/records.json`.
 
     python tools/registry.py
 
-To be run whenever a record in `book/records` came, went or changed.
+Run it after every change in `book/records`.
 """
 
 import json
@@ -17,7 +17,7 @@ REGISTRY = ROOT / "pfcore" / "runs" / store.REGISTRY
 
 
 def text() -> str:
-    """What the registry is to hold."""
+    """The content of the registry."""
     return json.dumps(store.describe(RECORDS), indent=1) + "\n"
 
 

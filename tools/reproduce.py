@@ -5,12 +5,12 @@
     python tools/reproduce.py book/stability.ipynb
 
 Every notebook runs in a copy, and writes its claims there. A claim is *reproduced* if its verdict
-is the stored one and its number lies within the claim's own tolerance of the stored one; *changed*
-if not; *failed* if its notebook did not run to its end, or did not write it. The table that is
-printed is also written to `report.json` and `report.md`, in `_build/reproduce`.
+is the same and its number is within the claim's tolerance of the stored one, else *changed*. It is
+*failed* if its notebook did not finish, or did not write it. The printed table is also written to
+`report.json` and `report.md`, in `_build/reproduce`.
 
-Pages draw from the stored records where they would take too long. `--records recompute` computes
-these anew beforehand, one after the other; stopped, the same command goes on where it was.
+Results that take too long are read from stored records. `--records recompute` first recomputes
+these, one after another; the same command resumes an interrupted computation.
 """
 
 import argparse
@@ -48,16 +48,16 @@ STATUSES = ("reproduced", "changed", "failed")
 
 
 class Finding(NamedTuple):
-    """How a claim came out.
+    """The outcome of a claim.
 
     Attributes:
-      claim: its id; "" stands for a page without claims that did not run.
+      claim: its id; "" for a page without claims that did not run.
       page: the notebook.
-      stored: its number as stored; None if it is not stored.
-      fresh: its number now; None if it was not written.
-      tolerance: relative, of the number; None where only the verdict is compared.
+      stored: its stored number; None if it is not stored.
+      fresh: its new number; None if it was not written.
+      tolerance: relative tolerance of the number; None if only the verdict is compared.
       status: one of `STATUSES`.
-      note: what is different; "" if nothing is.
+      note: the difference; "" if there is none.
     """
 
     claim: str
@@ -73,7 +73,7 @@ class Finding(NamedTuple):
 
 
 def last_words(problem: str) -> str:
-    """The last line of what went wrong in a notebook, without colours."""
+    """The last line of a notebook's error, without colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", problem)
     return next((line for line in reversed(plain.splitlines()) if line.strip()), "")
 
@@ -81,14 +81,14 @@ def last_words(problem: str) -> str:
 def compare(
     stored: Claims, fresh: Claims, problems: dict[str, str], *, numbers: bool
 ) -> list[Finding]:
-    """How each claim came out.
+    """The outcome of each claim.
 
     Args:
-      stored: claims, by page and id.
-      fresh: claims, likewise.
-      problems: by page that was run, what went wrong; "" if nothing did. Claims of other pages are
-        passed over.
-      numbers: compare not only the verdicts.
+      stored: stored claims, by page and id.
+      fresh: new claims, by page and id.
+      problems: the error of each page that was run; "" if there was none. Claims of other pages are
+        ignored.
+      numbers: whether to compare numbers as well as verdicts.
     """
     found = []
     keys = [key for key in ordered(stored.keys() | fresh.keys()) if key[0] in problems]
@@ -114,13 +114,13 @@ def compare(
 
 
 def count(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many came out in each way."""
+    """The number of claims with each status."""
     statuses = [finding.status for finding in findings]
     return {status: statuses.count(status) for status in STATUSES}
 
 
 def rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
-    """A table of findings, its head first."""
+    """A table of findings, header first."""
     table: list[tuple[str, ...]] = [
         ("claim", "page", "stored", "fresh", "tolerance", "result", "note")
     ]
@@ -128,7 +128,7 @@ def rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
     for finding in findings:
         verdict_only = finding.tolerance is None and finding.claim
         tolerance = "verdict" if verdict_only else f"{100 * (finding.tolerance or 0):g} %"
-        # What stopped a page is said once.
+        # The error of a page is shown once.
         same = finding.status == STATUSES[2] and finding.note == said
         said = finding.note
         numbers = ("–" if n is None else show(n) for n in (finding.stored, finding.fresh))
@@ -149,7 +149,7 @@ def rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
 
 
 def prepare(source: Path, records: Path | None) -> None:
-    """A copy of the book without its claims, and with `records`, if given, for its records."""
+    """A copy of the book without its claims; `records`, if given, replaces its records."""
     stage(source)
     shutil.rmtree(source / "book" / "claims", ignore_errors=True)
     if records is not None:
@@ -158,8 +158,7 @@ def prepare(source: Path, records: Path | None) -> None:
 
 
 def recompute(into: Path, env: dict[str, str]) -> list[str]:
-    """Compute every stored record anew that `into` does not hold yet; the names of those that
-    could not be."""
+    """Recompute the stored records that are not in `into` yet; returns the names of failed ones."""
     into.mkdir(parents=True, exist_ok=True)
     names = sorted(path.parent.name for path in RECORDS.glob("*/record.json"))
     took = {
@@ -188,8 +187,10 @@ def recompute(into: Path, env: dict[str, str]) -> list[str]:
 def carry_out(
     paths: Sequence[Path], before: Sequence[Run], *, env: dict[str, str], profile: str, jobs: int
 ) -> tuple[list[Run], bool]:
-    """Run notebooks with a line for each; the runs, those of `before` first, and whether all of
-    them could be done."""
+    """Run notebooks and print a line for each.
+
+    Returns the runs, those of `before` first, and whether none was interrupted.
+    """
     runs = list(before)
     done = {run.path for run in runs}
     todo = [path for path in paths if path not in done]
@@ -221,7 +222,7 @@ def carry_out(
 
 
 def summary(findings: Sequence[Finding], runs: Sequence[Run], num_pages: int) -> str:
-    """What came out, in a sentence."""
+    """The result, in a sentence."""
     numbers = count(findings)
     counted = ", ".join(f"{number} {status}" for status, number in numbers.items())
     seconds = sum(run.seconds for run in runs)
@@ -234,7 +235,7 @@ def summary(findings: Sequence[Finding], runs: Sequence[Run], num_pages: int) ->
 def write_report(
     out: Path, setting: dict[str, Any], findings: Sequence[Finding], runs: Sequence[Run], said: str
 ) -> None:
-    """`report.json` and `report.md` in the folder `out`."""
+    """Write `report.json` and `report.md` to the folder `out`."""
     content = setting | {
         "summary": count(findings),
         "claims": [finding._asdict() for finding in findings],
@@ -255,7 +256,7 @@ def write_report(
 
 
 def finished_before(out: Path, source: Path, setting: dict[str, Any]) -> list[Run]:
-    """Runs of an earlier call with the same setting that went well, to be kept."""
+    """Successful runs of an earlier call with the same settings, which are kept."""
     path = out / "report.json"
     if not path.is_file() or not source.is_dir():
         return []
@@ -263,7 +264,7 @@ def finished_before(out: Path, source: Path, setting: dict[str, Any]) -> list[Ru
     if any(report[key] != setting[key] for key in ("profile", "records")):
         return []
     entries = [entry for entry in report["notebooks"] if not entry["problem"]]
-    # The page of claims collects what the others found, whenever that was.
+    # The page of claims collects the results of the others, so it always runs.
     return [
         Run(source / "book" / f"{entry['path']}.ipynb", entry["seconds"], entry["peak_mb"], "")
         for entry in entries
@@ -272,7 +273,7 @@ def finished_before(out: Path, source: Path, setting: dict[str, Any]) -> list[Ru
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all)")
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
@@ -292,10 +293,12 @@ def arguments() -> argparse.Namespace:
 
 
 def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Run], bool]:
-    """Run what was asked for in `source` below `args.out`; the runs, and whether all could be done.
+    """Run the requested notebooks in `source` below `args.out`.
+
+    Returns the runs, and whether all records and notebooks were done.
 
     Raises:
-      KeyboardInterrupt: while the records were computed.
+      KeyboardInterrupt: during the computation of records.
     """
     source, env = args.out / "source", environment(args.profile)
     before = finished_before(args.out, source, setting) if args.resume else []
@@ -303,7 +306,7 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
     records = None
     if args.records == "recompute":
         records = args.out / "records"
-        # What a notebook does not find there is computed, not looked for elsewhere.
+        # Records that are missing there are computed, not searched elsewhere.
         env["PFCORE_KEEP_RECORDS"] = "1"
         failed = recompute(records, env)
         if failed:
@@ -333,7 +336,7 @@ def main() -> int:
         return STOPPED
 
     stored, fresh = read(STORED), read(args.out / "source" / "book" / "claims")
-    # Of the whole book every claim is missed, also those of a page that is no longer there.
+    # For the whole book, claims of removed pages count as missing, too.
     problems = {page: "" for page, _ in stored} if complete and args.whole else {}
     problems |= {run.path.stem: run.problem for run in runs}
     findings = compare(stored, fresh, problems, numbers=quick)

@@ -1,4 +1,4 @@
-"""The book's table of contents: which pages there are, and in which order."""
+"""The book's table of contents: its pages, in order."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import yaml
 
 
 class Chapter(NamedTuple):
-    """A page of the book: its name, its part's name where it begins one, and its depth below."""
+    """A page of the book: its name, the title of the part that it starts, and its depth."""
 
     name: str
     part: str | None = None
@@ -15,7 +15,7 @@ class Chapter(NamedTuple):
 
     @property
     def anchor(self) -> str:
-        """Where it begins on the single page."""
+        """Its anchor on the single page."""
         return self.name.replace("/", "-")
 
 

@@ -1,5 +1,5 @@
-"""What Sphinx does for this book: an extension in each module or package, and `common` for all.
+"""Sphinx extensions of this book, one in each module or package; `common` is shared by all.
 
-`_config.yml` names them. Nothing here computes: what pages show comes from `pfcore`, from stored
-records and claims, and from the notebooks.
+`_config.yml` lists them. They do not compute results: these come from `pfcore`, from stored records
+and claims, and from the notebooks.
 """

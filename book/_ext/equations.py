@@ -1,12 +1,11 @@
 r"""Numbered equations, each linked to the code that computes it, and back.
 
 Display math that ends in the TeX comment `% \label{eq-x}` gets a number, the anchor
-`#equation-eq-x`, and beneath it a line with links to the API entries of the names that
-`book/equations.yml` gives for the label. On a page in MyST Markdown the role `eq` refers to it.
-The API entries say in which equations they are.
+`#equation-eq-x`, and below it a line with links to the API entries that `book/equations.yml` lists
+for the label. In MyST Markdown the role `eq` refers to it. API entries list their equations.
 
-A label without an entry in the file, an entry whose label is on no page, and a name without an API
-entry are warnings, which the build makes fatal.
+A label without an entry in the file, an entry whose label is not used, and a name without an API
+entry are warnings, which are fatal in the build.
 """
 
 import re
@@ -29,7 +28,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Equation(NamedTuple):
-    """What an equation is, and the public names that compute it."""
+    """The description of an equation, and the public names that compute it."""
 
     what: str
     code: tuple[str, ...]
@@ -39,7 +38,7 @@ def read(path: Path = FILE) -> dict[str, Equation]:
     """The equations by label, in the file's order.
 
     Raises:
-      ValueError: an entry is not made of `what` and a list `code`.
+      ValueError: an entry does not consist of `what` and a list `code`.
     """
     found = {}
     for label, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -55,7 +54,7 @@ def unlabelled(latex: str) -> tuple[str, list[str]]:
 
 
 def anchor(label: str) -> str:
-    """The id of the equation on its page, the one that Sphinx' own references lead to."""
+    """The id of the equation on its page, as Sphinx's references use it."""
     return nodes.make_id(f"equation-{label}")
 
 
@@ -70,7 +69,7 @@ def _code_line(names: tuple[str, ...]) -> nodes.paragraph:
 
 
 def _breakable(name: str) -> nodes.literal:
-    """A dotted name that may be broken after its dots and underscores, for narrow screens."""
+    """A dotted name that may wrap after dots and underscores, for narrow screens."""
     code = nodes.literal("", "")
     for part in re.findall(r"[^._]*[._]?", name):
         code += [nodes.Text(part), nodes.raw("", "<wbr>", format="html")]
@@ -78,7 +77,7 @@ def _breakable(name: str) -> nodes.literal:
 
 
 class Number(SphinxTransform):
-    """Give labelled display math its number and its line of code, as a page is read."""
+    """Add number and line of code to labelled display math when a page is read."""
 
     default_priority = 400
 
@@ -108,26 +107,26 @@ class Number(SphinxTransform):
 
 
 def _listed(app: Any) -> dict[str, Equation]:
-    """What the file says of each equation."""
+    """The entries of the file, by label."""
     return app.equations
 
 
 def _numbered(env: Any) -> dict[str, Any]:
-    """Page and number of each equation, by its label; complete once all pages are read."""
+    """Page and number of each equation, by label; complete once all pages are read."""
     return env.get_domain("math").equations
 
 
-# ---- the way back
+# ---- from API entries to equations
 
 
 class equations_of(nodes.General, nodes.Element):
-    """Stands on an API page until all pages are read; `name` is the entry's."""
+    """Placeholder in the API entry `name` until all pages are read."""
 
 
 class Back(SphinxPostTransform):
-    """Say in an API entry in which equations it is, once these have numbers."""
+    """List the equations of an API entry, once these have numbers."""
 
-    default_priority = 5  # before references are resolved, since these are made of them
+    default_priority = 5  # before references are resolved, since it adds some
 
     def run(self, **kwargs: Any) -> None:
         for node in list(self.document.findall(equations_of)):
@@ -157,7 +156,7 @@ class Back(SphinxPostTransform):
 
 
 class equation_list(nodes.General, nodes.Element):
-    """Stands where all equations are listed, once they have numbers."""
+    """Placeholder for the list of all equations, until they have numbers."""
 
 
 class EquationList(SphinxDirective):
@@ -169,7 +168,7 @@ class EquationList(SphinxDirective):
 
 
 class Listed(SphinxPostTransform):
-    """Fill the list: number, what it is, and where."""
+    """Fill the list with number, description and page of each equation."""
 
     default_priority = 5
 
@@ -188,12 +187,12 @@ class Listed(SphinxPostTransform):
 
 
 def _number_of(label: str) -> addnodes.pending_xref:
-    # The math domain shows the number in place of what stands here.
+    # The math domain replaces this content by the number.
     return reference("math:eq", label, nodes.inline("", label))
 
 
 def _note(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """After the first paragraph of a docstring that has equations, the line about them."""
+    """Insert the line on equations after the first paragraph of a docstring."""
     app.env.note_dependency(str(FILE))
     if not any(name in equation.code for equation in app.equations.values()):
         return
@@ -202,7 +201,7 @@ def _note(app: Any, what: str, name: str, obj: object, options: object, lines: l
 
 
 class EquationsOf(SphinxDirective):
-    """`.. equations-of:: NAME`, the place of the line about them in an API entry."""
+    """`.. equations-of:: NAME`, the line on equations in an API entry."""
 
     required_arguments = 1
 
@@ -225,6 +224,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(equation_list)
     app.add_directive("equation-list", EquationList)
     app.add_post_transform(Listed)
-    app.connect("autodoc-process-docstring", _note, priority=900)  # after Google's layout is read
+    app.connect("autodoc-process-docstring", _note, priority=900)  # after Napoleon
     app.connect("env-check-consistency", _check)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

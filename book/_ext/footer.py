@@ -16,9 +16,9 @@ def footer(pages: Container[str], pathto: Callable[[str], str], repository: str)
     """The line as HTML.
 
     Args:
-      pages: documents of the book; no link leads to one that is not there.
-      pathto: from a document's name to its address, seen from the page.
-      repository: its address.
+      pages: documents of the book; links to missing ones are omitted.
+      pathto: from a document's name to its address, relative to the page.
+      repository: URL of the repository.
     """
     source = f"{repository}/tree/{launch_box.revision()}"
     licence = metadata.metadata("pfcore")["License-Expression"]
@@ -29,7 +29,7 @@ def footer(pages: Container[str], pathto: Callable[[str], str], repository: str)
     ]
     page, anchor, text = CITE
     if page in pages:
-        # A page's address, seen from itself, is "#".
+        # The address of a page relative to itself is "#".
         items.append(_link(pathto(page).removesuffix("#") + anchor, text))
     return f'<p class="book-foot">{" ".join(items)}</p>'
 

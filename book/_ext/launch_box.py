@@ -1,8 +1,8 @@
 """The box "Rerun this page" on every notebook's page, and the theme's launch buttons beside it.
 
-Both lead to the notebook as it was when this version of `pfcore` was released: its tag, since the
-branch moves on. The box says what the page takes, as measured, and what the full profile changes
-there, as computed from the profiles of the experiments that the page's code names.
+Both link to the notebook at the tag of this version of `pfcore`, since the branch may change. The
+box shows the measured time and memory of the page, and the settings that the full profile changes,
+computed from the profiles of the experiments that the page's code names.
 """
 
 import ast
@@ -24,16 +24,16 @@ from pfcore.experiments import EXPERIMENTS, PROBLEMS, PROFILE_VARIABLE
 esc = html.escape
 
 BRANCH = "main"
-# What looks for a stored record, under its name of today and that of version 0.2.
+# The function that loads a stored record, by its current name and that of version 0.2.
 LOADS = ("load_or_run", "obtain")
 
 
 class rerun_box(nodes.General, nodes.Element):
-    """Where the box stands; it is written when the page is, so that no search finds its words."""
+    """Placeholder for the box, which is written with the page, so that it is not indexed."""
 
 
 def revision(version: str = pfcore.__version__) -> str:
-    """The tag of a released version; of any other, the branch."""
+    """The tag of a released version, else the branch."""
     return f"v{version}" if re.fullmatch(r"\d+(\.\d+)*", version) else BRANCH
 
 
@@ -41,31 +41,31 @@ def colab(repository: str, notebook: str, version: str = pfcore.__version__) -> 
     """The address that opens a notebook on Colab.
 
     Args:
-      repository: its address on GitHub.
+      repository: URL of the repository on GitHub.
       notebook: path in the repository.
-      version: of pfcore.
+      version: version of pfcore.
     """
     slug = repository.removeprefix("https://github.com/")
     return f"https://colab.research.google.com/github/{slug}/blob/{revision(version)}/{notebook}"
 
 
 def binder(repository: str, notebook: str, version: str = pfcore.__version__) -> str:
-    """The address that opens a notebook on Binder, with the repository around it."""
+    """The address that opens a notebook on Binder, together with the repository."""
     slug = repository.removeprefix("https://github.com/")
     return f"https://mybinder.org/v2/gh/{slug}/{revision(version)}?urlpath=lab/tree/{notebook}"
 
 
-# ---- what a page's code asks for
+# ---- experiments in a page's code
 
 
 class Asked(NamedTuple):
-    """What a notebook's code asks of `pfcore.experiments`, read from the code, not run.
+    """The use of `pfcore.experiments` in a notebook, by static analysis of its code.
 
     Attributes:
-      experiments: by name, the settings that every use of it on the page sets itself.
+      experiments: by name, the settings that every use on the page sets explicitly.
       problems: names of the problems that occur.
-      loads: whether stored records are looked for.
-      collects: whether the claims of other pages are.
+      loads: whether stored records are loaded.
+      collects: whether claims of other pages are collected.
     """
 
     experiments: dict[str, set[str]]
@@ -75,21 +75,21 @@ class Asked(NamedTuple):
 
 
 def code(notebook: Path) -> str:
-    """A notebook's code, without what is not Python."""
+    """A notebook's code, without lines that are not Python."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "\n".join(sources))
 
 
 def asked(source: str) -> Asked:
-    """What Python code asks of `pfcore.experiments`."""
+    """The use of `pfcore.experiments` in Python code."""
     tree = ast.parse(source)
     constants = set(_texts(ast.walk(tree)))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     used: dict[str, set[str]] = {}
-    # `configure` says the settings; `run` and `load_or_run` without it take the profile's.
+    # `configure` sets them; `run` and `load_or_run` without it take those of the profile.
     for name, call in _experiments(calls, "configure"):
-        # Settings that come out of a variable are strings elsewhere on the page.
+        # Settings passed by a variable are strings elsewhere on the page.
         given = _texts(call.args[1:])
         keys = _keys(constants if len(given) < len(call.args[1:]) else given)
         used[name] = used[name] & keys if name in used else keys
@@ -123,7 +123,7 @@ def _keys(settings: Iterable[str]) -> set[str]:
 
 
 def _texts(found: Any) -> list[str]:
-    """Of syntax nodes, what the strings among them hold; of one with gaps, how it begins."""
+    """The string literals among syntax nodes; of an f-string, its beginning."""
     texts = []
     for node in found:
         first = node.values[0] if isinstance(node, ast.JoinedStr) and node.values else node
@@ -133,7 +133,7 @@ def _texts(found: Any) -> list[str]:
 
 
 def larger(page: Asked) -> dict[str, list[str]]:
-    """What the full profile changes on a page: by experiment and problem, its settings there."""
+    """The settings that the full profile changes on a page, by experiment and problem."""
     found = {}
     for name, own in page.experiments.items():
         full = records.jsonable(EXPERIMENTS[name].PROFILES["full"])
@@ -149,12 +149,12 @@ def larger(page: Asked) -> dict[str, list[str]]:
     return found
 
 
-COLAB_MB = 16_000  # of the GPU that Colab lends without a fee
+COLAB_MB = 16_000  # memory of Colab's free GPU
 LARGE_MB = 40_000
 
 
 def memory(page: Asked, predicted: dict[str, float]) -> str:
-    """How much memory of a GPU the full profile is predicted to take, and which GPU has it."""
+    """The predicted GPU memory of the full profile, and a GPU with that much memory."""
     problems = PROBLEMS["full"]
     asked = [problems[name] for name in page.problems]
     asked += [
@@ -183,15 +183,15 @@ def memory(page: Asked, predicted: dict[str, float]) -> str:
 
 
 class Facts(NamedTuple):
-    """What the box of one page says.
+    """The data shown in the box of a page.
 
     Attributes:
       notebook: path in the repository.
-      repository: its address.
-      asked: what the page's code asks for.
-      measured: time, memory and machine by profile, of this page.
-      seconds: that the stored records that it reads took to compute; 0 where that is not known.
-      predicted: megabytes of a GPU's memory by problem of the full profile.
+      repository: URL of the repository.
+      asked: the use of experiments in the page's code.
+      measured: time, memory and machine of this page, by profile.
+      seconds: computation time of the stored records that it reads; 0 if unknown.
+      predicted: GPU memory in megabytes, by problem of the full profile.
     """
 
     notebook: str
@@ -203,14 +203,14 @@ class Facts(NamedTuple):
 
 
 def summary(facts: Facts) -> str:
-    """What to expect, in a few words."""
+    """Time and memory in a few words."""
     quick = facts.measured.get("quick")
     words = f"about {text.expectation(quick)}" if quick else "time not measured"
     return words + (" with its stored records" if facts.asked.loads else "") + ", no GPU needed"
 
 
 def sentences(facts: Facts) -> list[str]:
-    """What to expect, as HTML, a paragraph each."""
+    """The explanation in the box, as HTML, one item for each paragraph."""
     said = []
     quick, full = facts.measured.get("quick"), facts.measured.get("full")
     if quick:
@@ -262,8 +262,8 @@ def rendered(facts: Facts, download: str | None) -> str:
     """The box as HTML.
 
     Args:
-      facts: what it says.
-      download: address of the notebook in the built book, if it is there.
+      facts: its data.
+      download: address of the notebook in the built book, or None.
     """
     links = {
         "Open in Colab": colab(facts.repository, facts.notebook),
@@ -293,7 +293,7 @@ def _facts(app: Any, docname: str) -> Facts:
 
 
 def _insert(app: Any, doctree: nodes.document) -> None:
-    """A place for the box under the title."""
+    """Insert the placeholder of the box below the title."""
     docname = app.env.docname
     path = Path(app.env.doc2path(docname))
     if path.suffix != ".ipynb":
@@ -307,7 +307,7 @@ def _insert(app: Any, doctree: nodes.document) -> None:
 
 def _visit(self: Any, node: rerun_box) -> None:
     app, docname = self.builder.app, node["docname"]
-    # The theme's own download button leads there, too. A single page has no notebooks beside it.
+    # The theme's download button has the same target. A single-page build has no notebooks.
     beside = f"_sources/{docname}.ipynb" if self.builder.name == "html" else None
     up = "../" * (len(PurePosixPath(docname).parts) - 1)
     self.body.append(rendered(_facts(app, docname), beside and up + beside))
@@ -319,7 +319,7 @@ def _skip(self: Any, node: rerun_box) -> None:
 
 
 def _launch_from_the_tag(app: Any, config: Any) -> None:
-    """The theme's launch buttons take the branch that it is told; nothing else here does."""
+    """Set the branch of the theme's launch buttons, which is used for nothing else."""
     config.html_theme_options["repository_branch"] = revision()
 
 

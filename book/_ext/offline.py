@@ -1,11 +1,11 @@
-"""What a reader's device keeps of the book, to read it without a network: `offline.json`.
+"""Write `offline.json`, the list of files for reading the book offline.
 
-Every page and what it shows: pictures in both themes, scripts, styles, fonts, and of what the lines
-under the figures lead to, provenance and citation. The figures' data and drawings, and the
-notebooks, stay with the network: they are as large again, and for other machines than a phone.
+It contains every page with its pictures in both themes, scripts, styles and fonts, and provenance
+and citation of figures. Data and drawings of figures, and notebooks, are not included: they would
+double the size, and are rarely used on a phone.
 
-`book/_static/offline.js` copies what is listed and compares it with its hash, and
-`book/_root/worker.js`, which has to lie at the root to answer for all pages, reads from the copy.
+`book/_static/offline.js` copies the listed files and verifies their hashes. `book/_root/worker.js`
+serves pages from the copy; it is at the root because the scope of a worker is its own folder.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 import pfcore
 
 LIST = "offline.json"
-# Folder at the root -> what is kept of it; "" stands for the root itself.
+# Folder at the root -> suffixes of the files to keep; "" is the root itself.
 PAGES = {".html", ".js", ".css", ".svg", ".png", ".woff", ".woff2"}
 KEPT = {
     "": {".html", ".js"},
@@ -25,7 +25,7 @@ KEPT = {
     "_static": PAGES,
     "figures": {".html", ".png", ".json", ".bib"},
 }
-# The icons once more as a script, which no page loads (theme_fixes.py); the worker keeps itself.
+# The icons as a script, which no page loads (theme_fixes.py), and the worker itself.
 LEFT_OUT = ("all.min.js", "worker.js")
 HASH_DIGITS = 16
 
@@ -34,8 +34,8 @@ def listed(folder: Path) -> dict[str, Any]:
     """The list of a built book.
 
     Returns:
-      `files`: by path, the first digits of the SHA-256 and the size in bytes; `bytes`, of all of
-      them; `version`, which changes when any of them does; `release`, pfcore's version.
+      `files`: by path, the first digits of the SHA-256 and the size in bytes; `bytes`, the total
+      size; `version`, which changes with any file; `release`, the version of pfcore.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -65,6 +65,6 @@ def _write(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_js_file("offline.js", loading_method="defer")
-    # After everything that writes files when the build ends.
+    # After all other handlers that write files at the end of the build.
     app.connect("build-finished", _write, priority=950)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,37 +1,36 @@
-"""What is changed in the pages that the theme and Jupyter Book write, for want of a setting.
+"""Changes to the HTML of the theme and of Jupyter Book, where no setting exists.
 
-For readers who listen to pages, and for those who wait for them; tests/browser/test_access.py
-holds what comes of it. And without Thebe, which Jupyter Book always loads: it puts its settings
-into every page, `const` declarations twice where a page is written twice, and names a script on
-another server.
+They improve accessibility, which tests/browser/test_access.py checks, and loading times. Thebe,
+which Jupyter Book always loads, is removed: it adds its settings to every page, with duplicate
+`const` declarations if a page is written twice, and refers to a script on another server.
 """
 
 from typing import Any
 
 from _ext.common import mending
 
-# What is replaced, by what.
+# Pattern -> replacement.
 MENDS: dict[str, mending.Replacement] = {
-    # The book's name and its list of pages are outside every landmark.
+    # The title of the book and the list of pages are outside all landmarks.
     r'<div class="bd-sidebar-primary bd-sidebar': (
         r'<div role="region" aria-label="Book" class="bd-sidebar-primary bd-sidebar'
     ),
     r'<nav class="bd-toc-nav page-toc">': (
         r'<nav class="bd-toc-nav page-toc" aria-label="On this page">'
     ),
-    # A label that hides what the reader sees: "Show code cell source".
+    # A label that differs from the visible text, "Show code cell source".
     r'<summary aria-label="Toggle hidden content">': r"<summary>",
-    # An arrow in the list of pages, which says nothing.
+    # A decorative arrow in the list of pages.
     r'<summary>(<span class="toctree-toggle")': r'<summary aria-label="Pages below">\1',
-    # A list holds list items; the role of an entry in a bibliography is deprecated.
+    # A list must contain list items; the role of bibliography entries is deprecated.
     r'role="doc-biblioentry"': r'role="listitem"',
-    # An icon says nothing; its button has a label.
+    # A decorative icon of a button that has a label.
     r'<(i|span) class="((?:theme-switch )?fa[a-z]?[ -][^"]*)"': (
         r'<\1 aria-hidden="true" class="\2"'
     ),
-    # Icons come as a font and once more as a script of 1.5 MB, which every page would run.
+    # The icons are loaded as a font, and again as a script of 1.5 MB on every page.
     r'<script src="[^"]*/fontawesome/[^"]*/all\.min\.js[^"]*"></script>': "",
-    # Pages read from a folder may not ask for a font ahead of its use.
+    # Pages read from a local folder cannot preload fonts.
     r'<link rel="preload" as="font"[^>]*/fontawesome/[^>]*>': "",
 }
 
@@ -60,7 +59,7 @@ def _without_thebe(
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", _mend_all)
-    # After every extension that adds scripts to a page.
+    # After all extensions that add scripts to a page.
     app.connect("html-page-context", _without_thebe, priority=900)
     app.add_css_file("accessible.css", priority=900)
     app.add_js_file("accessible.js", loading_method="defer")

@@ -45,7 +45,7 @@ def test_a_build_of_every_page_warns_of_patterns_that_no_page_has(warnings):
     mend.watch(app)
     assert [mend("an old page"), mend("a rare page")] == ["an new page", "a  page"]
     app.build({"a", "b", "genindex"})
-    assert warnings == ["no page has what is to be replaced: gone"]
+    assert warnings == ["a pattern to be replaced matches no page: gone"]
     assert mend.unmatched == ["gone"]
 
 

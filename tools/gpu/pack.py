@@ -1,10 +1,10 @@
-"""Make one folder with all that a GPU machine without a network needs to compute the book's runs.
+"""Create a folder with which an offline GPU machine computes the book's records.
 
     python tools/gpu/pack.py --to _build/gpu-job [--data fashion-mnist ...]
 
-Takes the checkout's files that git knows or does not ignore, the data sets from the folder that
-`PFCORE_DATA` names, and the wheels of what a machine with JAX, Flax, Optax, Diffrax, Orbax,
-scikit-learn and SciPy lacks. `run.py` in that folder does the rest.
+It contains the checkout (tracked and untracked files that git does not ignore), the data sets from
+the folder that `PFCORE_DATA` names, and wheels of the packages that are missing on a machine with
+JAX, Flax, Optax, Diffrax, Orbax, scikit-learn and SciPy. Run `run.py` in that folder.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-# Pure Python, and not on such a machine.
+# Pure Python packages that such a machine does not have.
 WHEELS = ("matfree", "pooch", "platformdirs")
 NEEDED = ("pfcore", "tests", "pyproject.toml")
 DATA = ("fashion-mnist", "cifar-10-batches-bin", "mnist")
@@ -50,7 +50,7 @@ def copy_data(to: Path, names: list[str]) -> None:
 
 
 def pinned(names: tuple[str, ...]) -> list[str]:
-    """As the lock has them."""
+    """The versions in the lock file."""
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pins = {line.partition("==")[0]: line.split()[0] for line in lines if "==" in line}
     return [pins[name] for name in names]
@@ -68,7 +68,7 @@ def download_wheels(to: Path) -> None:
 
 
 def commit() -> str | None:
-    """Of the checkout; None where files differ from it."""
+    """The commit of the checkout; None if it has uncommitted changes."""
 
     def git(*words: str) -> str:
         found = subprocess.run(

@@ -1,11 +1,11 @@
-"""Compute what `jobs.toml` lists on a machine with a GPU and without a network.
+"""Run the jobs that `jobs.toml` lists on an offline machine with a GPU.
 
     python run.py --out FOLDER [--minutes 9] [--lanes 4] [--only NAME ...] [--skip-tests]
 
-Runs from a folder that `make gpu-job` made: `tree` (the checkout), `wheels`, `data` and this file,
-and, from an earlier call, `work`. Starts jobs in their order, `lanes` at a time on the one device,
-and stops what is not finished when the minutes are over; the next call goes on with it. At most six
-files come out: `records.tar.gz` (take them with `tools/gpu/take.py`), `unfinished.tar.gz`, to be
+Runs in a folder created by `make gpu-job`: `tree` (the checkout), `wheels`, `data` and this file,
+and, after an earlier call, `work`. Jobs are started in order, `lanes` at a time on the same device.
+Unfinished jobs are stopped when the minutes are over, and resumed by the next call. Output consists
+of at most six files: `records.tar.gz` (imported by `tools/gpu/take.py`), `unfinished.tar.gz`, to be
 unpacked here before the next call on another machine, `table.md`, `jobs.json`, `log.txt` and
 `tests.txt`.
 """
@@ -26,12 +26,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 TREE, WHEELS, DATA, WORK = (ROOT / name for name in ("tree", "wheels", "data", "work"))
-GRACE = 25  # seconds that a job gets to keep what it has
+GRACE = 25  # seconds that a job has to write its checkpoint
 TEST_SECONDS = 150
 
 
 def jobs() -> list[dict[str, Any]]:
-    """The jobs, with their lists of methods filled in."""
+    """The jobs, with lists of methods expanded."""
     listed = tomllib.loads((ROOT / "jobs.toml").read_text(encoding="utf-8"))
     lists = {name: "".join(text.split()) for name, text in listed.get("lists", {}).items()}
 
@@ -49,7 +49,7 @@ def jobs() -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, str]:
-    """Of a job: the tree and the wheels before what the machine has, the data, no network."""
+    """The environment of a job: tree and wheels first in the path, the data, no network."""
     site = ROOT / "site"
     for wheel in sorted(WHEELS.glob("*.whl")):
         shutil.unpack_archive(wheel, site, "zip")
@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 
 
 def carry_out(name: str, profile: str, changes: list[str]) -> None:
-    """One job, in a process of its own."""
+    """One job, in a separate process."""
     job = next(job for job in jobs() if job["name"] == name)
     # What stops the job is a request, not the end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -100,7 +100,7 @@ def carry_out(name: str, profile: str, changes: list[str]) -> None:
 
 
 def run_tests(out: Path, env: dict[str, str], names: list[str]) -> str:
-    """A short part of the unit tests, on the device; what pytest's last line says."""
+    """Run some of the unit tests on the device; returns pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-o", "addopts="]
     command += ["-o", "filterwarnings=default", "-p", "no:benchmark", "-p", "no:cacheprovider"]
     with open(out / "tests.txt", "w", encoding="utf-8") as log:
@@ -137,7 +137,7 @@ def work_through(
     lanes: int,
     log: Any,
 ) -> None:
-    """Jobs in their order, `lanes` at a time, until the deadline."""
+    """Run jobs in order, `lanes` at a time, until the deadline."""
     waiting = [job for job in queue if not finished(job["name"])]
     running: dict[str, subprocess.Popen] = {}
     while (waiting or running) and time.monotonic() < deadline:
@@ -165,7 +165,7 @@ def bundle(out: Path, name: str, folders: list[Path]) -> None:
 
 
 def table(queue: list[dict[str, Any]], tests: str) -> str:
-    """What became of each job."""
+    """The outcome of each job."""
     lines = [f"Unit tests: {tests}", "", "| job | state | seconds | peak GiB | device |"]
     lines.append("|---|---|---|---|---|")
     for job in queue:
@@ -211,7 +211,7 @@ def main() -> int:
     queue = [job for job in known if not args.only or job["name"] in args.only]
     env = environment()
     named = tomllib.loads((ROOT / "jobs.toml").read_text(encoding="utf-8"))["tests"]
-    # Beside the first jobs: tests wait for the compiler most of their time.
+    # Together with the first jobs, since tests mostly wait for the compiler.
     with futures.ThreadPoolExecutor(1) as beside:
         tested = None if args.skip_tests else beside.submit(run_tests, args.out, env, named)
         options = ["--profile", args.profile, *(["--set", *args.set] if args.set else [])]

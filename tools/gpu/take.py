@@ -1,9 +1,10 @@
-"""Take the records that a GPU job computed into `book/records`.
+"""Import the records that a GPU job computed into `book/records`.
 
     python tools/gpu/take.py FOLDER [--only NAME ...]
 
-FOLDER is what `run.py` wrote: each record of its `records.tar.gz` goes into the folder that its
-configuration names, with the commit of the tree that computed it. Then run `make registry`.
+FOLDER is the output of `run.py`. Each record of its `records.tar.gz` is stored in the folder that
+belongs to its configuration, with the commit of the tree that computed it. Then run `make
+registry`.
 """
 
 import argparse
@@ -21,10 +22,10 @@ LIMIT = 2 * 10**6
 
 
 def take(results: Path, to: Path, only: list[str] | None = None) -> list[Path]:
-    """The folders of the records that were taken.
+    """Import records; returns their folders.
 
     Raises:
-      ValueError: a record is damaged, or a file of it too large to be stored.
+      ValueError: a record is damaged, or one of its files is too large to be stored.
     """
     commit = json.loads((results / "job.json").read_text(encoding="utf-8"))["commit"]
     taken = []

@@ -1,6 +1,6 @@
-"""The help of every `pfcore` command, and what a command prints, taken from the program.
+"""Directives that insert the help of `pfcore` commands, and their output, into pages.
 
-Nothing of it is typed into a page, so that it cannot fall behind.
+Both are taken from the program when the book is built.
 """
 
 import re
@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def documented() -> dict[str, str]:
-    """What `typer ... utils docs` writes, in Markdown: under "pfcore", then under each command."""
+    """The output of `typer ... utils docs`, in Markdown, by command; "pfcore" comes first."""
     import typer
     from typer.cli import get_docs_for_click
 
@@ -26,7 +26,7 @@ def documented() -> dict[str, str]:
 
 
 def printed(arguments: str) -> str:
-    """What `pfcore ARGUMENTS` prints.
+    """The output of `pfcore ARGUMENTS`.
 
     Raises:
       RuntimeError: the command failed.
@@ -42,7 +42,7 @@ def printed(arguments: str) -> str:
 
 
 class CommandLine(SphinxDirective):
-    """The whole command line, a section for each command."""
+    """`{command-line}`: the help of every command, in a section for each."""
 
     def run(self) -> list[nodes.Node]:
         (_, whole), *commands = documented().items()
@@ -58,7 +58,7 @@ class CommandLine(SphinxDirective):
 
 
 class CommandOutput(SphinxDirective):
-    """What `pfcore ARGUMENTS` prints, after the command itself."""
+    """`{command-output}`: a command `pfcore ARGUMENTS`, followed by its output."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -69,7 +69,7 @@ class CommandOutput(SphinxDirective):
 
 
 def _parsed(directive: SphinxDirective, markdown: str) -> list[nodes.Node]:
-    """Nodes of Markdown text, as if it stood on the page."""
+    """Parse Markdown text as part of the page."""
     holder = nodes.Element()
     lines = StringList(markdown.splitlines(), source=directive.env.docname)
     directive.state.nested_parse(lines, directive.content_offset, holder)

@@ -1,8 +1,8 @@
 r"""API pages from pfcore's docstrings: Google's layout, with Markdown's `$...$` and backticks.
 
-Rewrites these as Sphinx reads them, links a name in backticks to its entry where it has one, leaves
-out what says nothing (the numbered aliases of a NamedTuple's fields), and links each entry to its
-lines in the repository, at the tag of the version that is documented.
+Converts docstrings to reStructuredText, links names in backticks to their entries, omits the
+docstrings of a NamedTuple's fields ("Alias for field number 0"), and links each entry to its source
+lines in the repository, at the tag of the documented version.
 """
 
 import collections
@@ -34,14 +34,14 @@ MARKUP = re.compile(
     re.DOTALL,
 )
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-# Stands for a colon that Napoleon would take for the end of a type.
+# Replaces a colon that Napoleon would read as the end of a type.
 COLON = "\ue000"
 
 # ---- docstrings
 
 
 def _pieces(lines: list[str]) -> Iterator[tuple[bool, str]]:
-    """A docstring cut into examples (true) and the text between them."""
+    """Split a docstring into examples (true) and the text between them."""
     piece: list[str] = []
     inside = False
     for line in lines:
@@ -55,12 +55,12 @@ def _pieces(lines: list[str]) -> Iterator[tuple[bool, str]]:
 
 
 def rewritten(lines: list[str], entry: str, literal: frozenset[str]) -> list[str]:
-    """A docstring's lines in reStructuredText.
+    """Convert the lines of a docstring to reStructuredText.
 
     Args:
-      lines: of a docstring after Napoleon.
-      entry: the full name that is documented, from which names in backticks are looked up.
-      literal: names in backticks that mean arguments of this entry, and link nowhere.
+      lines: the docstring, as processed by Napoleon.
+      entry: the full name of the documented object, relative to which names are resolved.
+      literal: names of the object's arguments, which are not linked.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -77,7 +77,7 @@ def rewritten(lines: list[str], entry: str, literal: frozenset[str]) -> list[str
             code = " ".join(match["code"].split())
             link = DOTTED.fullmatch(code) and code not in literal
             inline = f":api:`{code} <{entry}>`" if link else f"``{code}``"
-        # reStructuredText wants space around a role; an escaped one is not shown.
+        # A role needs space around it; an escaped space is not shown.
         before = match.string[match.start() - 1 : match.start()].strip() and "\\ "
         after = match.string[match.end() : match.end() + 1].strip() and "\\ "
         return f"{before}{inline}{after}"
@@ -89,7 +89,7 @@ def rewritten(lines: list[str], entry: str, literal: frozenset[str]) -> list[str
 def _before_napoleon(
     app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Returns have no types here: what stands before a colon is the beginning of a sentence."""
+    """Protect colons in the first line of Returns, which has no type before a colon."""
     for number, line in enumerate(lines[:-1]):
         if line.strip() == "Returns:":
             lines[number + 1] = lines[number + 1].replace(":", COLON)
@@ -110,17 +110,17 @@ def _arguments(obj: object) -> frozenset[str]:
 
 
 def _skip(app: Any, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
-    """True for a NamedTuple's fields, whose own docstrings are "Alias for field number 0"."""
+    """Skip the fields of a NamedTuple, whose docstrings are "Alias for field number 0"."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def _call_of(
     app: Any, what: str, name: str, obj: Any, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """How a class is called, where Sphinx shows too much or too little of it.
+    """The signature of a class, if Sphinx's own is too long or not informative.
 
-    A dataclass's default that is a dataclass too is `Name(...)`. A Flax module, whose metaclass
-    takes any arguments, is called as its `__init__` is.
+    A default that is a dataclass is abbreviated to `Name(...)`. A Flax module, whose metaclass
+    accepts any arguments, has the signature of its `__init__`.
     """
     if what != "class":
         return None
@@ -142,8 +142,8 @@ def _field(field: dataclasses.Field[Any]) -> str:
     return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}=..."
 
 
-# Sphinx writes arguments on lines of their own as a list of definitions without terms, which
-# readers who listen to the page are warned of.
+# Sphinx writes multi-line arguments as a definition list without terms, which screen readers
+# announce as an error.
 ARGUMENTS = r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>'
 
 
@@ -169,7 +169,7 @@ def _plain_arguments(app: Any) -> None:
 
 
 class api_name(nodes.Inline, nodes.TextElement):
-    """A name that may have an API entry; `entry` is the one in whose docstring it stands."""
+    """A name that may have an API entry; `entry` is the object whose docstring contains it."""
 
 
 def _api_role(
@@ -186,12 +186,12 @@ def _api_role(
 
 
 def _entries(env: Any) -> dict[str, Any]:
-    """Every entry of the API, by its full name."""
+    """All entries of the API, by full name."""
     return env.get_domain("py").objects
 
 
 class Links(SphinxPostTransform):
-    """Make a link of a name that has an entry, and plain code of any other."""
+    """Link names that have an entry, and show others as code."""
 
     default_priority = 5  # before references are resolved
 
@@ -205,7 +205,7 @@ class Links(SphinxPostTransform):
                 node.replace_self(_to_entry(target, shown, self.env.docname))
 
     def _target(self, shown: str, entry: str) -> str | None:
-        """The full name of the entry that is meant: near by, by its full name, or by its class."""
+        """The full name of the entry: in an enclosing scope, as given, or by its unique class."""
         known = _entries(self.env)
         scopes = entry.split(".")
         near = [".".join([*scopes[:n], shown]) for n in range(len(scopes), 0, -1)]
@@ -220,11 +220,11 @@ class Links(SphinxPostTransform):
 
 
 class api_overview(nodes.General, nodes.Element):
-    """Stands where the entries of `pages` are listed, once all pages are read."""
+    """Placeholder for the list of the entries of `pages`, filled once all pages are read."""
 
 
 class Overview(SphinxDirective):
-    """`.. api-overview::` with the names of pages beside this one, a line each."""
+    """`.. api-overview::`, followed by names of pages in the same folder, one per line."""
 
     has_content = True
 
@@ -251,7 +251,7 @@ class Overviews(SphinxPostTransform):
             node.replace_self(listed)
 
     def _entries(self, page: str) -> Iterator[nodes.Node]:
-        """Links named by the last word; by two where several end in the same."""
+        """Links labelled by the last part of the name, or by two parts where that is ambiguous."""
         shown = ("function", "class", "data", "exception")
         names = [
             name
@@ -274,12 +274,12 @@ def _to_entry(name: str, shown: str, docname: str) -> addnodes.pending_xref:
 
 
 def source_of(repository: str, domain: str, info: dict[str, str]) -> str | None:
-    """The address of the lines that define an entry; None where they cannot be told.
+    """The URL of the source lines of an entry; None if they cannot be determined.
 
     Args:
-      repository: its address.
-      domain: Sphinx's, of the entry.
-      info: its `module` and `fullname`.
+      repository: URL of the repository.
+      domain: Sphinx domain of the entry.
+      info: `module` and `fullname` of the entry.
     """
     import pfcore
 
@@ -303,7 +303,7 @@ def source_of(repository: str, domain: str, info: dict[str, str]) -> str | None:
 
 
 def _call_attributes_fields() -> None:
-    """Head a NamedTuple's attributes "Fields", which Sphinx calls "Variables"."""
+    """Title the attributes of a NamedTuple "Fields" instead of "Variables"."""
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Fields"

@@ -1,10 +1,8 @@
-"""Claims and their verdicts, stored records and measured times, put into pages when the book is
-built: nothing of it is typed there.
+"""Directives that insert claims, verdicts, stored records and measured times into pages.
 
-`{claims-summary}` lists the claims, with the sentence that its body, a definition list, has for
-each. `{report-counts}`, `{report-claims}`, `{report-records}` and `{report-times}` make up the
-report. A claim without a sentence, a figure or a page that is not there: each is a warning of the
-build, and so an error.
+`{claims-summary}` lists the claims, with the sentences that its body, a definition list, gives.
+`{report-counts}`, `{report-claims}`, `{report-records}` and `{report-times}` make up the report. A
+claim without a sentence, or a missing figure or page, is a warning, which is fatal in the build.
 """
 
 from typing import Any

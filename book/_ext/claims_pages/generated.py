@@ -1,4 +1,4 @@
-"""What the directives share: where the book's files are, and how verdicts are counted."""
+"""Base class of the directives, with the paths of the book's files; counts of verdicts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,24 +12,24 @@ from pfcore.claims import VERDICTS, Claim, collect
 
 
 def verdict_counts(verdicts: Iterable[str]) -> list[str]:
-    """ "7 hold", "8 hold in part", "1 fails": those that occur."""
+    """The verdicts that occur, such as "7 hold", "8 hold in part" and "1 fails"."""
     found = Counter(verdicts)
     plural = {"holds": "hold", "holds in part": "hold in part", "fails": "fail"}
     return [f"{found[v]} {v if found[v] == 1 else plural[v]}" for v in VERDICTS if found[v]]
 
 
 class Generated(SphinxDirective):
-    """What the directives share: where the book's files are, and that the page depends on them."""
+    """A directive that reads the book's files, and records that the page depends on them."""
 
     has_content = False
 
     @property
     def folder(self) -> Path:
-        """The page's own folder; claims, records, times and notebooks are beside the page."""
+        """The page's folder, which also holds claims, records, times and notebooks."""
         return Path(self.env.doc2path(self.env.docname)).parent
 
     def page(self, notebook: str) -> str:
-        """The document's name of a notebook beside this page."""
+        """The document name of a notebook in the page's folder."""
         return str(Path(self.env.docname).with_name(notebook).as_posix())
 
     def claims(self) -> dict[str, list[Claim]]:
@@ -43,7 +43,7 @@ class Generated(SphinxDirective):
         return stored.stored(self.folder / "records")
 
     def times(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What every notebook took, by profile; nothing where nothing has been measured."""
+        """Measured times of every notebook, by profile; empty if nothing has been measured."""
         self._depend(stored.TIMES)
         return stored.measured(self.folder)
 

@@ -1,4 +1,4 @@
-"""The report: how many claims hold, every part of each, every record, and measured times."""
+"""The report: counts of verdicts, all claims, all stored records, and measured times."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pfcore.claims import VERDICTS, Claim, combined, in_parts
 
 
 class ReportCounts(Generated):
-    """How many claims, parts, records; how long all of it took."""
+    """`{report-counts}`: the numbers of claims, parts and records, and the total time."""
 
     def run(self) -> list[nodes.Node]:
         parts, records = in_parts(self.claims()), self.records()
@@ -46,7 +46,7 @@ COLUMNS = ("Claim", "What was measured", "Measured", "Asked", "Rerun within", "V
 
 
 class ReportClaims(Generated):
-    """Every part of every claim, by chapter."""
+    """`{report-claims}`: every part of every claim, by chapter."""
 
     def run(self) -> list[nodes.Node]:
         filtering = {"data_for": "report-claims", "data_verdicts": ",".join(VERDICTS)}
@@ -101,14 +101,14 @@ class ReportClaims(Generated):
 
 
 def rerun_within(claim: Claim) -> str:
-    """How far the number may move in a rerun, in words."""
+    """The tolerance of a rerun, in words."""
     return (
         "verdict only" if claim.rerun_tolerance is None else f"±{100 * claim.rerun_tolerance:.0f} %"
     )
 
 
 class ReportRecords(Generated):
-    """Every stored record, by experiment."""
+    """`{report-records}`: every stored record, by experiment."""
 
     def run(self) -> list[nodes.Node]:
         records = self.records()
@@ -161,7 +161,7 @@ class ReportRecords(Generated):
         terms = [
             node for name, value in entries for node in (to.make("dt", name), to.make("dd", *value))
         ]
-        # Data and network stand before them, in words.
+        # Data and network are already shown, in words.
         shown = [change for change in record.changes if not change.startswith("problem=")]
         changes = [to.code(stored.abridged(change)) for change in shown]
         problem = info["config"]["problem"]
@@ -185,7 +185,7 @@ class ReportRecords(Generated):
 
 
 def command(record: stored.Stored) -> str:
-    """The line that computes a record anew."""
+    """The command that recomputes a record."""
     line = f"pfcore run {record.info['experiment']} --profile {record.profile}"
     return " ".join([line, *(f"--set {change}" for change in record.changes)])
 
@@ -196,12 +196,12 @@ def seeds(config: dict[str, Any]) -> str:
 
 
 def commit(name: str | None) -> str:
-    """Seven digits, with the + of a checkout that was changed since."""
+    """Seven digits of a commit, with a + for a checkout with uncommitted changes."""
     return "not known" if name is None else name.rstrip("+")[:7] + "+" * name.endswith("+")
 
 
 def ended(info: dict[str, Any]) -> str:
-    """Whether training diverged: as it should in a sweep that is to show where it does."""
+    """Whether training diverged, as some runs of a sweep are expected to."""
     if not info["diverged"]:
         return "without divergence"
     step = info["diverged_at_step"]
@@ -209,7 +209,7 @@ def ended(info: dict[str, Any]) -> str:
 
 
 def profile_sentence(found: list[stored.Stored]) -> str:
-    """What was not run, from what was."""
+    """A sentence on the profiles and machines of the stored records."""
     full = sum(record.profile == "full" for record in found)
     gpu = sum("CPU" not in record.info["device"] for record in found)
     machines = sorted({f"{r.info['device']}, JAX {r.info['versions']['jax']}" for r in found})
@@ -230,13 +230,13 @@ def _was(number: int) -> str:
 
 
 class ReportTimes(Generated):
-    """Seconds and memory of every notebook."""
+    """`{report-times}`: time and memory of every notebook."""
 
     def run(self) -> list[nodes.Node]:
         times = self.times()
         if not times:
             return [nodes.paragraph("", "Times have not been measured for this build.")]
-        # As the claims come, then those without any.
+        # In the order of the claims, then those without claims.
         order = [*(name for name in self.claims() if name in times), *times]
         rows = [
             to.make(
@@ -259,7 +259,7 @@ class ReportTimes(Generated):
 
 
 def times_sentence(times: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """On what the times were measured, and their sum."""
+    """The machine on which times were measured, and their sum."""
     entries = [entry for profiles in times.values() for entry in profiles.values()]
     machines = text.listed(sorted({entry["machine"] for entry in entries}))
     quick = [profiles["quick"]["seconds"] for profiles in times.values() if "quick" in profiles]
@@ -270,7 +270,7 @@ def times_sentence(times: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def time_cells(found: dict[str, Any]) -> list[str]:
-    """What a notebook took in each profile."""
+    """Time and memory of a notebook in each profile."""
     return [
         text.expectation(found[profile]) if profile in found else "not measured"
         for profile in ("quick", "full")

@@ -1,10 +1,10 @@
-"""Signs for verdicts, each of which stands beside the word."""
+"""Signs for verdicts, shown beside the word."""
 
 from docutils import nodes
 
 from _ext.common.nodes import element, make
 
-# A check, a half and a cross, each in a circle: told apart without colour.
+# A check, a half and a cross, each in a circle, distinguishable without colour.
 _SHAPES = {
     "holds": '<path d="M6.4 10.2l2.6 2.6 4.8-5.4"/>',
     "holds in part": '<path d="M10 2.5a7.5 7.5 0 0 1 0 15z" fill="currentColor"/>',
@@ -18,7 +18,7 @@ def slug(verdict: str) -> str:
 
 
 def mark(verdict: str) -> nodes.raw:
-    """The verdict's sign; the word must stand beside it."""
+    """The verdict's sign, to be shown beside the word."""
     drawing = (
         f'<svg class="verdict-mark mark-{slug(verdict)}" viewBox="0 0 20 20" aria-hidden="true" '
         'fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" '

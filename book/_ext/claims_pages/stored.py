@@ -1,6 +1,6 @@
-"""The stored records, as the report shows them: what was changed, from which profile, by whom used.
+"""Stored records as shown in the report: profile, changed settings, and notebooks that use them.
 
-Only `record.json` is read of each record.
+Only the `record.json` of each record is read.
 """
 
 import base64
@@ -17,10 +17,10 @@ class Stored(NamedTuple):
     """A stored record.
 
     Attributes:
-      name: of its folder.
-      info: what its `record.json` holds.
-      profile: whose configuration it is nearest to.
-      changes: what was changed in that, each as `pfcore run … --set` takes it.
+      name: name of its folder.
+      info: the content of its `record.json`.
+      profile: the profile with the closest configuration.
+      changes: settings that differ from the profile, in the form of `pfcore run … --set`.
     """
 
     name: str
@@ -41,13 +41,13 @@ def stored(folder: Path) -> list[Stored]:
 
 
 def nearest(name: str, config: dict[str, Any]) -> tuple[str, list[str]]:
-    """The profile that a configuration comes from, and how it differs from that.
+    """The profile closest to a configuration, and the settings that differ.
 
-    That is the one whose problem it has, or is nearest to, since sizes are what profiles are about;
-    then the one that it differs less from.
+    The problem is compared first, since profiles mainly differ in sizes, then the number of
+    differing settings.
 
     Args:
-      name: of the experiment.
+      name: the experiment.
       config: as in `record.json`.
     """
 
@@ -61,9 +61,9 @@ def nearest(name: str, config: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def differences(name: str, config: dict[str, Any], profile: str) -> list[str]:
-    """What to change in an experiment's profile to have a configuration.
+    """The changes that turn an experiment's profile into a configuration.
 
-    `pfcore.experiments.configure(name, *differences(…), profile=profile)` gives it again.
+    The inverse of `pfcore.experiments.configure(name, *changes, profile=profile)`.
     """
     base = records.jsonable(experiments.configure(name, profile=profile))
     changed = []
@@ -76,7 +76,7 @@ def differences(name: str, config: dict[str, Any], profile: str) -> list[str]:
 
 
 def _problem(problem: dict[str, Any], base: dict[str, Any], profile: str) -> list[str]:
-    """The shortest way to say a problem: the profile's, or one of the named, and what differs."""
+    """The shortest form of a problem: the profile's or a named one, and the differences."""
     starts = {"": base}
     starts |= {f"problem={name}": records.jsonable(p) for name, p in PROBLEMS[profile].items()}
     ways = []
@@ -96,7 +96,7 @@ def text(value: Any) -> str:
 
 
 def abridged(change: str, longest: int = 44) -> str:
-    """A change in one short line: of a long list, how many it has."""
+    """A change in one short line; long lists are replaced by their length."""
     key, _, value = change.partition("=")
     if len(change) <= longest:
         return change
@@ -107,11 +107,11 @@ TIMES = "times.json"
 
 
 def measured(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """What the notebooks beside a file of times took: notebook -> profile -> what was measured.
+    """Measured times: notebook -> profile -> measurement.
 
     Returns:
-      Nothing where there is no such file. Each entry has `seconds`, `peak_mb` (None where it is not
-      known) and the `machine`, which the file names once for most of them.
+      Empty if the file does not exist. Each measurement has `seconds`, `peak_mb` (None if unknown)
+      and `machine`, which the file names once for most of them.
     """
     path = folder / TIMES
     if not path.is_file():
@@ -128,7 +128,7 @@ MEMORY = "memory.json"
 
 
 def predicted(folder: Path) -> dict[str, float]:
-    """Megabytes that each problem of the full profile is predicted to take (`tools/memory.py`)."""
+    """Predicted memory of each problem of the full profile, in megabytes (`tools/memory.py`)."""
     path = folder / MEMORY
     if not path.is_file():
         return {}
@@ -137,10 +137,10 @@ def predicted(folder: Path) -> dict[str, float]:
 
 
 def used_by(folder: Path) -> dict[str, list[str]]:
-    """Names of records -> notebooks whose figures' provenance names the record.
+    """Names of records -> notebooks with figures whose provenance names the record.
 
     Args:
-      folder: of the notebooks.
+      folder: the folder of the notebooks.
     """
     pages: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.ipynb")):
@@ -150,12 +150,12 @@ def used_by(folder: Path) -> dict[str, list[str]]:
 
 
 def read_by(notebook: Path) -> set[str]:
-    """Names of the records that a notebook had read when it drew its figures."""
+    """Names of the records that a notebook read before it drew its figures."""
     return {name for image in _images(notebook) for name in _sources(image)}
 
 
 def seconds_of(notebook: Path) -> float:
-    """What the stored records that a notebook reads took to compute."""
+    """Total computation time of the stored records that a notebook reads."""
     folder = notebook.parent / "records"
     found = [folder / name / records.RECORD for name in read_by(notebook)]
     texts = [path.read_text(encoding="utf-8") for path in found if path.is_file()]
@@ -172,6 +172,6 @@ def _images(notebook: Path) -> Iterator[bytes]:
 def _sources(image: bytes) -> Iterator[str]:
     try:
         sources = figures.contents(image).provenance.get("sources", [])
-    except ValueError:  # a picture that carries no data
+    except ValueError:  # a picture without data
         return
     yield from (source["folder"] for source in sources if source["kind"] == "stored record")

@@ -14,7 +14,7 @@ Parts = list[tuple[str, Claim]]
 
 
 class ClaimsSummary(Generated):
-    """The claims, one sentence and one verdict each; those beyond the paper folded away."""
+    """`{claims-summary}`: one sentence and one verdict for each claim; further claims folded."""
 
     has_content = True
 
@@ -38,7 +38,7 @@ class ClaimsSummary(Generated):
         return [intro, self._list(paper, sentences), folded]
 
     def _sentences(self) -> dict[str, list[nodes.Node]]:
-        """The body's definition list: ids -> what is said of each."""
+        """The body's definition list: ids -> sentence."""
         body = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, body)
         return {
@@ -93,7 +93,7 @@ class ClaimsSummary(Generated):
 
 
 def _counted(begin: str, claims: dict[str, Parts]) -> str:
-    """How many claims there are, how many of each verdict, how many parts, how many hold."""
+    """The numbers of claims, of each verdict, of parts, and of parts that hold."""
     wholes = [combined(claim for _, claim in parts) for parts in claims.values()]
     pieces = [claim.verdict for parts in claims.values() for _, claim in parts]
     return (
@@ -103,7 +103,7 @@ def _counted(begin: str, claims: dict[str, Parts]) -> str:
 
 
 def _strip(parts: Parts) -> list[nodes.Node]:
-    """A sign for each part, and how many hold."""
+    """A sign for each part, and the number of parts that hold."""
     held = sum(claim.verdict == VERDICTS[0] for _, claim in parts)
     words = "1 part" if len(parts) == 1 else f"{held} of {len(parts)} parts hold"
     return [*(signs.mark(claim.verdict) for _, claim in parts), to.make("span", words)]

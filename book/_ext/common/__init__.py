@@ -1,1 +1,1 @@
-"""What several extensions share: nodes of the document, and numbers and times as text."""
+"""Code shared by the extensions: document nodes, and numbers and times as text."""

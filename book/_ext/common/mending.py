@@ -1,7 +1,7 @@
-"""Replacing what somebody else's programs write into pages, for want of a setting.
+"""Replacements in pages that third-party code writes, where no setting exists.
 
-A pattern that fits nothing any more, after a new version of the theme, would fail without a word:
-a build of the whole book warns of each that no page needed.
+A pattern may no longer match after an update of the theme. Therefore a build of the whole book
+warns of each pattern that matched no page.
 """
 
 import re
@@ -16,10 +16,10 @@ Replacement = str | Callable[[re.Match[str]], str]
 
 
 class Mends:
-    """Patterns with what replaces them, and which of them have matched.
+    """Patterns with their replacements, which keeps track of the patterns that matched.
 
     Args:
-      pairs: pattern -> replacement, as `re.sub` takes them.
+      pairs: pattern -> replacement, as for `re.sub`.
     """
 
     def __init__(self, pairs: dict[str, Replacement]) -> None:
@@ -27,7 +27,7 @@ class Mends:
         self._unmatched = set(pairs)
 
     def __call__(self, page: str) -> str:
-        """The page with everything replaced."""
+        """Apply all replacements to a page."""
         for pattern, replacement in self._pairs.items():
             page, count = pattern.subn(replacement, page)
             if count:
@@ -36,22 +36,22 @@ class Mends:
 
     @property
     def unmatched(self) -> list[str]:
-        """The patterns that no page has had so far."""
+        """The patterns that have not matched any page."""
         return sorted(self._unmatched)
 
     def watch(self, app: Any) -> None:
-        """At the end of a build of every page, warn of the patterns that none had."""
+        """Warn of patterns without a match, at the end of a build of all pages."""
         written: set[str] = set()
 
         def note(app: Any, pagename: str, *rest: Any) -> None:
             written.add(pagename)
 
         def finish(app: Any, exception: Exception | None) -> None:
-            # Processes that write pages side by side do not tell each other what they found.
+            # Parallel writer processes do not share their matches.
             whole = app.parallel < 2 and written >= set(app.env.found_docs)
             if exception is None and app.builder.name == "html" and whole:
                 for pattern in self.unmatched:
-                    logger.warning("no page has what is to be replaced: %s", pattern)
+                    logger.warning("a pattern to be replaced matches no page: %s", pattern)
 
         app.connect("html-page-context", note)
         app.connect("build-finished", finish)

@@ -1,5 +1,7 @@
-"""What the generated parts of pages are made of: HTML elements as nodes of the document, so that
-links in them are resolved and checked, and words in them are found by the search."""
+"""HTML elements as document nodes, for the generated parts of pages.
+
+As nodes, their links are resolved and checked, and their words are indexed for the search.
+"""
 
 import html
 from collections.abc import Iterable
@@ -10,7 +12,7 @@ from sphinx import addnodes
 
 
 class element(nodes.General, nodes.TextElement):
-    """An HTML element; other writers see its children alone."""
+    """An HTML element; other writers process only its children."""
 
 
 def make(tag: str, *children: nodes.Node | str, **attributes: str | None) -> element:
@@ -18,8 +20,8 @@ def make(tag: str, *children: nodes.Node | str, **attributes: str | None) -> ele
 
     Args:
       tag: such as "p".
-      *children: nodes, or text.
-      **attributes: of the element; `class_` is `class`, `data_x` is `data-x`, None a bare name.
+      *children: nodes or text.
+      **attributes: attributes; `class_` is `class`, `data_x` is `data-x`, None means no value.
     """
     named = {name.strip("_").replace("_", "-"): value for name, value in attributes.items()}
     made = element("", "", tag=tag, attributes_=named)
@@ -28,23 +30,23 @@ def make(tag: str, *children: nodes.Node | str, **attributes: str | None) -> ele
 
 
 def code(text: str, *classes: str) -> nodes.literal:
-    """What is to be typed, or read, to the letter."""
+    """Text set as code."""
     return nodes.literal("", text, classes=["to-the-letter", *classes])
 
 
 def page_link(docname: str, page: str, text: str | None = None) -> addnodes.pending_xref:
-    """A link to a page, by its title unless there is a text; Sphinx warns where there is no page.
+    """A link to a page, shown as its title or a given text; Sphinx warns if the page is missing.
 
     Args:
-      docname: of the page that the link is on.
-      page: of the page that it leads to.
-      text: to be shown.
+      docname: the page that contains the link.
+      page: the target.
+      text: the text, by default the title.
     """
     return _titled(docname, "doc", "/" + page, text)
 
 
 def figure_link(docname: str, anchor: str) -> addnodes.pending_xref:
-    """A link to a figure, as "Fig. 3"; Sphinx warns where there is no such figure."""
+    """A link to a figure, shown as "Fig. 3"; Sphinx warns if the figure is missing."""
     return _titled(docname, "numref", anchor, None)
 
 
@@ -65,12 +67,12 @@ def reference(
     """A link that Sphinx resolves once all pages are read.
 
     Args:
-      role: of which kind, such as "std:doc" or "py:obj".
-      target: what it leads to.
-      shown: what is shown of it.
-      docname: of the page that it is on, where that cannot be told from its place.
-      explicit: keep what is shown, in place of the target's title or number.
-      warn: if there is no such target.
+      role: the role, such as "std:doc" or "py:obj".
+      target: the target.
+      shown: the content of the link.
+      docname: the page that contains it, if it cannot be inferred.
+      explicit: keep `shown` in place of the target's title or number.
+      warn: whether to warn if the target is missing.
     """
     domain, kind = role.split(":")
     link = addnodes.pending_xref(
@@ -88,12 +90,12 @@ def reference(
 
 
 def joined(items: Iterable[Any], between: str = ", ", last: str | None = None) -> list[Any]:
-    """Items with text between them.
+    """Items with separators between them.
 
     Args:
-      items: nodes, or text.
-      between: what stands between two.
-      last: the same before the last one; by default no other.
+      items: nodes or text.
+      between: the separator.
+      last: the separator before the last item, by default the same.
     """
     parts: list[Any] = []
     for item in (kept := list(items)):

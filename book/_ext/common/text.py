@@ -6,12 +6,12 @@ from pfcore.runs.durations import duration
 
 
 def listed(items: list[str]) -> str:
-    """ "a, b and c"."""
+    """A list in words, such as "a, b and c"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def number(value: float) -> str:
-    """Two digits, written as one writes them by hand: 170, 0.0028, 9×10⁻⁷."""
+    """A number with two significant digits, such as 170, 0.0028 or 9×10⁻⁷."""
     rounded = float(f"{value:.2g}")
     if rounded == 0 or 1e-4 <= abs(rounded) < 1e5:
         return f"{rounded:,.6f}".rstrip("0").rstrip(".").replace("-", "−")
@@ -21,17 +21,17 @@ def number(value: float) -> str:
 
 
 def megabytes(amount: float) -> str:
-    """Such as "640 MB" or "1.2 GB"."""
+    """An amount of memory, such as "640 MB" or "1.2 GB"."""
     return f"{amount / 1000:.1f} GB" if amount >= 1000 else f"{round(amount, -1):.0f} MB"
 
 
 def expectation(measured: dict[str, Any]) -> str:
-    """What a page takes, such as "40 s and 640 MB", from its `seconds` and `peak_mb`."""
+    """Time and memory in words, such as "40 s and 640 MB", from `seconds` and `peak_mb`."""
     seconds = duration(measured["seconds"])
     peak = measured["peak_mb"]
     return seconds if peak is None else f"{seconds} and {megabytes(peak)}"
 
 
 def count(amount: int, one: str, many: str | None = None) -> str:
-    """Such as "1 record" and "1,200 records"."""
+    """A count with its noun, such as "1 record" or "1,200 records"."""
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"

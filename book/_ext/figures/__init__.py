@@ -1,12 +1,12 @@
-"""Under every figure: its code, data, SVG, PDF, provenance and citation; and the figure in dark.
+"""Code, data, SVG, PDF, provenance and citation under every figure, and dark versions of figures.
 
-The picture of a figure carries the figure's data (`pfcore.figures`). While pages are built, each
-named figure is drawn again from that data alone: what comes out must look like the stored picture,
-and is published with the data in `figures/`, under names that do not change when the figure moves
-to another page. A figure without data, or one that its data do not give back, is a warning, and
-warnings are fatal here.
+The picture of a figure contains the figure's data (`pfcore.figures`). During the build each named
+figure is redrawn from these data alone. The drawing must look like the stored picture, and is
+published with the data in `figures/`, under names that do not change when the figure moves to
+another page. A figure without data, or one that differs from its drawing, is a warning, and
+warnings are fatal.
 
-Only pages of their own get all this: the single page that becomes the PDF stays as it is.
+The single page that becomes the PDF is not changed.
 """
 
 import hashlib
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 BUILDERS = ("html", "dirhtml")
 FOLDER = "figures"
 PAPER = "rosca2023continuous"
-# A drawing may differ from the stored picture in this share of its pixels: the rounding of a few
-# edges, from one version of the font renderer to another.
+# A drawing may differ from the stored picture in this share of its pixels, since edges of glyphs
+# depend on the version of the font renderer.
 MAX_DIFFERENCE = 0.002
 
 
@@ -56,18 +56,18 @@ class picture(nodes.image):
 
 
 class page_html(nodes.General, nodes.Element):
-    """HTML for pages, not for the search index."""
+    """HTML that is not part of the search index."""
 
 
 class all_figures(nodes.General, nodes.Element):
-    """Where the gallery goes once all pages are read."""
+    """Placeholder for the gallery, until all pages are read."""
 
 
 def _visit_picture(self: Any, node: picture) -> None:
     light = f"{self.builder.imgpath}/{self.builder.images[node['uri']]}"
     width, height = node["size"]
     common = f'alt="{escape(node["alt"])}" width="{width}" height="{height}" loading="lazy"'
-    # In an element of their own: the theme hides a caption beside a picture that it hides.
+    # In a separate element, since the theme hides the caption of a picture that it hides.
     self.body.append(
         f'<div class="figure-picture"><img class="only-light" src="{light}" {common} />'
         f'<img class="only-dark" src="{node["dark"]}" {common} /></div>\n'
@@ -90,7 +90,7 @@ class AllFigures(SphinxDirective):
         return [all_figures()]
 
 
-# ---- what there is
+# ---- figures of the book
 
 
 def _found(env: Any) -> dict[str, list[Figure]]:
@@ -101,7 +101,7 @@ def _found(env: Any) -> dict[str, list[Figure]]:
 
 
 def _in_order(env: Any) -> Iterator[Figure]:
-    """All figures as a reader meets them."""
+    """All figures in the order of the book."""
     pages = [env.config.root_doc]
     for page in pages:
         pages.extend(p for p in env.toctree_includes.get(page, []) if p not in pages)
@@ -116,7 +116,7 @@ def _named_pictures(doctree: nodes.document) -> Iterator[tuple[nodes.figure, nod
 
 
 def _text(node: nodes.Node) -> str:
-    """A caption in words, mathematics between dollars."""
+    """A caption as text, with mathematics between dollars."""
     if isinstance(node, nodes.math):
         return f"${node.astext()}$"
     if isinstance(node, nodes.Text):
@@ -129,7 +129,7 @@ def _caption(figure: nodes.figure) -> nodes.Element:
 
 
 def _cell(figure: nodes.figure) -> nodes.Element | None:
-    """The code cell that a figure came out of."""
+    """The code cell that draws a figure."""
     node = figure.parent
     while node is not None and node.get("nb_element") != "cell_code":
         node = node.parent
@@ -144,7 +144,7 @@ def _cell_code(env: Any, page: str, index: int) -> str:
 def _script(app: Any, name: str) -> tuple[str, str] | None:
     """Path and text of the script that draws a figure of a page without cells.
 
-    The sources may be a copy of the book in a folder of the repository, without its tools.
+    The script is searched in the repository, since the sources may be a copy of the book alone.
     """
     path = app.config.figure_scripts.get(name)
     if path is None:
@@ -159,7 +159,7 @@ def _script(app: Any, name: str) -> tuple[str, str] | None:
 def _read_figure(
     app: Any, docname: str, title: str, node: nodes.figure, image: nodes.image
 ) -> Figure | None:
-    """Everything about one figure, or a warning and None."""
+    """A figure with its data; None, with a warning, if it is not complete."""
     name = node["ids"][0]
     path = Path(app.srcdir, image["candidates"].get("*", image["uri"]))
     cell = _cell(node)
@@ -212,7 +212,7 @@ def _start(app: Any) -> None:
 
 
 def _outdated(app: Any, env: Any, added: set, changed: set, removed: set) -> list[str]:
-    """Pages whose figures would be drawn differently now."""
+    """Pages whose figures have to be redrawn."""
     current = drawing_version()
     before, env.figure_files_version = getattr(env, "figure_files_version", current), current
     return [] if before == current else [page for page, found in _found(env).items() if found]
@@ -223,7 +223,7 @@ def _forget(app: Any, env: Any, docname: str) -> None:
 
 
 def _read_page(app: Any, doctree: nodes.document) -> None:
-    """Note the figures of a page that was read, and begin to draw them."""
+    """Collect the figures of a page that was read, and start to draw them."""
     docname = app.env.docname
     heading = next(iter(doctree.findall(nodes.title)), None)
     title = docname if heading is None else heading.astext()
@@ -245,10 +245,10 @@ def _read_page(app: Any, doctree: nodes.document) -> None:
 
 
 def _galleries(app: Any, env: Any) -> list[str]:
-    """Pages to write anew whatever changed: those that show all figures."""
+    """Pages that are always rewritten: those with a gallery of all figures."""
     pages = list(getattr(env, "figure_galleries", ()))
     for page in pages:
-        # Their formulas come with the captions, after Sphinx has looked for any.
+        # Their formulas are inserted with the captions, after Sphinx has searched for formulas.
         env.get_domain("math").data["has_equations"][page] = True
     return pages
 
@@ -282,7 +282,7 @@ def _picture(figure: Figure, files: str) -> picture:
 
 
 def _resolve_page(app: Any, doctree: nodes.document, docname: str) -> None:
-    """Give the page's figures their dark pictures and their lines; put galleries in place."""
+    """Add dark pictures and lines to the page's figures, and insert galleries."""
     known = {figure.name: figure for figure in _found(app.env).get(docname, [])}
     if _wanted(app):
         files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
@@ -313,7 +313,7 @@ def _publish(app: Any) -> Iterator[Any]:
         published.add(figure.name)
         try:
             drawn = app.figure_drawings.result(Path(app.srcdir, figure.image))
-        except Exception as error:  # whatever a drawing raised belongs to this figure
+        except Exception as error:  # any error of a drawing is reported for its figure
             logger.warning(
                 "figure %s cannot be drawn from its data: %r", figure.name, error, location=location
             )
@@ -346,7 +346,7 @@ def _end(app: Any, error: Exception | None) -> None:
 
 
 def _with_math(text: str) -> list[nodes.Node]:
-    """Words with `$…$` as nodes."""
+    """Text with `$…$` as nodes."""
     pieces = text.split("$")
     return [
         nodes.math(piece, piece) if number % 2 else nodes.Text(piece)
@@ -362,7 +362,7 @@ def _label(app: Any, figure: Figure) -> str:
 
 
 def _list_item(app: Any, figure: Figure, there: str) -> nodes.paragraph:
-    """A line for a document without pages."""
+    """A line for a single-page document."""
     link = nodes.reference("", _label(app, figure), internal=True, refuri=there)
     return nodes.paragraph("", "", link, nodes.Text(" "), *_with_math(figure.title))
 
@@ -371,7 +371,7 @@ def _card(app: Any, figure: Figure, there: str, files: str) -> list[nodes.Node]:
     caption = nodes.paragraph(classes=["gallery-caption"])
     caption += nodes.reference("", _label(app, figure), internal=True, refuri=there)
     caption += [nodes.Text(" "), *_with_math(figure.title)]
-    # The words beside it are the same link, for the keyboard and for those who listen.
+    # The text beside it is the same link, for keyboards and screen readers.
     opening = f'<div class="gallery-card"><a href="{there}" tabindex="-1" aria-hidden="true">'
     return [
         page_html(html=opening),
@@ -383,7 +383,7 @@ def _card(app: Any, figure: Figure, there: str, files: str) -> list[nodes.Node]:
 
 
 def _gallery(app: Any, docname: str) -> list[nodes.Node]:
-    """Cards under the name of each page; in one long document, lines."""
+    """Cards, grouped by page; lines in a single-page document."""
     files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
     made: list[nodes.Node] = []
     for page, found in groupby(_in_order(app.env), lambda figure: figure.page):
@@ -416,7 +416,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("env-purge-doc", _forget)
     app.connect("doctree-read", _read_page)
     app.connect("env-updated", _galleries)
-    # After what the pages are made of has been chosen, before anything is written.
+    # After the builder's assets are chosen, before pages are written.
     app.connect("doctree-resolved", _resolve_page)
     app.connect("html-collect-pages", _publish)
     app.connect("build-finished", _end)

@@ -1,4 +1,4 @@
-"""Figures drawn again from their data alone, in processes of their own, once for each picture."""
+"""Redraws figures from their data, in separate processes, once for each picture."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 import pfcore
 
-# What is written for a figure NAME, by what is added to NAME.
+# Suffixes of the files that are written for a figure.
 WRITTEN = (".csv", ".svg", ".pdf", "-dark.png")
 _DONE = "drawn.json"
 
 
 class Drawn(NamedTuple):
-    """A figure drawn again.
+    """A redrawn figure.
 
     Attributes:
-      folder: holds `figure` + each of `WRITTEN`.
-      difference: share of the pixels in which it differs from the stored picture.
+      folder: contains `figure` + each of `WRITTEN`.
+      difference: share of pixels that differ from the stored picture.
     """
 
     folder: Path
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 def drawing_version() -> str:
-    """Changes when the code that draws, or Matplotlib, does."""
+    """A string that changes with the drawing code and with Matplotlib."""
     digest = hashlib.sha256(version("matplotlib").encode())
     package = Path(pfcore.__file__).parent / "figures"
     for path in [*sorted(package.rglob("*.py")), Path(__file__)]:
@@ -40,14 +40,14 @@ def drawing_version() -> str:
 
 
 def draw(picture: Path, folder: Path) -> None:
-    """Write everything that is drawn from the data that a picture carries.
+    """Draw the data that a picture contains, in all formats.
 
     Args:
-      picture: PNG with the data in it.
-      folder: where to write; made if need be. It is complete once it holds `drawn.json`.
+      picture: a PNG that contains data.
+      folder: the output folder, created if needed. It is complete once it contains `drawn.json`.
 
     Raises:
-      ValueError: the picture carries no data, or what it carries cannot be drawn.
+      ValueError: the picture contains no data, or they cannot be drawn.
     """
     from matplotlib import pyplot
 
@@ -58,7 +58,7 @@ def draw(picture: Path, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "figure.csv").write_text(csv, encoding="utf-8", newline="")
-    # From the file, as a reader would.
+    # From the file, as a reader would do.
     light = figures.redraw(partial / "figure.csv")
     different = figures.difference(picture, light)
     for suffix in (".svg", ".pdf"):
@@ -71,10 +71,10 @@ def draw(picture: Path, folder: Path) -> None:
 
 
 class Drawings:
-    """The drawings of one build: begun as their figures are found, kept from build to build.
+    """The drawings of one build, started when their figures are read, and cached between builds.
 
     Args:
-      folder: where they are kept.
+      folder: the folder of the cache.
     """
 
     def __init__(self, folder: Path):
@@ -88,7 +88,7 @@ class Drawings:
         return self._folder / key
 
     def begin(self, picture: Path) -> None:
-        """Draw a picture's figure, unless it is drawn or being drawn."""
+        """Start to draw a picture's figure, unless it is drawn or being drawn."""
         place = self._place(picture)
         if place in self._begun:
             return
@@ -96,8 +96,8 @@ class Drawings:
             self._begun[place] = None
             return
         if self._pool is None:
-            # A forked process has all modules already, which take longer to load than one figure
-            # to draw; elsewhere than on Linux forking is not safe.
+            # A forked process does not import the modules again, which takes longer than to draw a
+            # figure. Forking is only safe on Linux.
             method = "fork" if sys.platform == "linux" else "spawn"
             workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
             self._pool = ProcessPoolExecutor(workers, mp_context=get_context(method))
@@ -107,7 +107,7 @@ class Drawings:
         """The finished drawing; waits for it.
 
         Raises:
-          Exception: what drawing raised.
+          Exception: the error of the drawing.
         """
         place = self._place(picture)
         self.begin(picture)
@@ -118,7 +118,7 @@ class Drawings:
         return Drawn(place, stored["difference"])
 
     def close(self) -> None:
-        """End the processes; forget drawings that this build had no use for."""
+        """End the processes, and delete drawings that this build did not use."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         for place in self._folder.glob("*"):

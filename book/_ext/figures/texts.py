@@ -1,6 +1,6 @@
-"""What is written about a figure: its citation, its provenance, its box on the page.
+"""Texts about a figure: its citation, its provenance, its box on the page.
 
-Pure functions of a `Figure` and a `Book`; nothing here knows of Sphinx or draws anything.
+Pure functions of a `Figure` and a `Book`, independent of Sphinx and of drawing.
 """
 
 import hashlib
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 
 class Book(NamedTuple):
-    """What is the same for every figure of one build.
+    """Data shared by all figures of a build.
 
     Attributes:
-      title: the book's.
-      author: as for BibTeX, in braces where it must stay as it is.
-      year: of this version.
-      version: pfcore's.
+      title: title of the book.
+      author: author for BibTeX, in braces where capitals must be kept.
+      year: year of this version.
+      version: version of pfcore.
       licence: SPDX expression.
-      address: where the book is read, ending in "/".
-      repository: where its sources are, without "/" at the end.
-      paper: BibTeX of the paper that the book accompanies.
+      address: URL of the book, ending in "/".
+      repository: URL of its sources, without "/" at the end.
+      paper: BibTeX entry of the paper that the book accompanies.
     """
 
     title: str
@@ -45,15 +45,15 @@ class Figure(NamedTuple):
     Attributes:
       name: its anchor on the page, and the stem of its files.
       page: docname of the page, such as "book/stability".
-      page_title: in words.
-      source: path of what draws it, from the root of the repository: a notebook or a script.
-      caption: in words, mathematics between dollars.
-      alt: the picture described.
-      image: the picture's path, from the root of the sources.
+      page_title: title of the page.
+      source: path of the notebook or script that draws it, relative to the repository.
+      caption: the caption as text, with mathematics between dollars.
+      alt: the alternative text.
+      image: path of the picture, relative to the sources.
       size: width and height of the picture in pixels.
-      code: the source text of the cell or script that draws it.
-      csv_sha256: of the figure's data.
-      provenance: what the picture itself says about where it comes from.
+      code: source of the cell or script that draws it.
+      csv_sha256: SHA-256 of the figure's data.
+      provenance: the provenance stored in the picture.
     """
 
     name: str
@@ -79,17 +79,17 @@ class Figure(NamedTuple):
 
     @property
     def in_notebook(self) -> bool:
-        """Whether a cell of the page draws it, and not a script beside it."""
+        """Whether a cell of the page draws it, rather than a script."""
         return self.source.endswith(".ipynb")
 
 
-# Where a sentence ends: a stop, a space, and a capital, digit or formula that begins the next one.
+# The end of a sentence: a full stop, a space, and a capital, digit or formula.
 SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z0-9“$\\])")
 _MATH = re.compile(r"\$[^$]*\$")
 
 
 def first_sentence(text: str) -> str:
-    """The text up to its first full stop, dots inside `$…$` not counted.
+    """The text up to its first full stop, ignoring dots inside `$…$`.
 
     Example:
       >>> first_sentence("At $h = 0.5$ all agree. Elsewhere, none do.")
@@ -104,17 +104,17 @@ def first_sentence(text: str) -> str:
 
 
 def stable_address(figure: Figure, book: Book) -> str:
-    """Where the figure is found also when it moves to another page."""
+    """An address that does not change when the figure moves to another page."""
     return f"{book.address}figures/{figure.name}.html"
 
 
 def code_address(figure: Figure, book: Book) -> str:
-    """The source that draws the figure, as it was in this version."""
+    """The source that draws the figure, at the tag of this version."""
     return f"{book.repository}/blob/{book.tag}/{figure.source}"
 
 
 def redirect_page(figure: Figure, book: Book) -> str:
-    """A page beside the figure's files that leads to the figure, from a disk as from a server."""
+    """A page beside the figure's files that redirects to the figure, also from a local disk."""
     there = f"../{figure.page}.html#{figure.name}"
     title = escape(f"{figure.title} — {book.title}")
     return (
@@ -133,7 +133,7 @@ def redirect_page(figure: Figure, book: Book) -> str:
 
 
 def _bibtex_text(text: str) -> str:
-    """Plain text with `$…$` as BibTeX and LaTeX take it."""
+    """Plain text with `$…$`, escaped for BibTeX and LaTeX."""
     special = {c: "\\" + c for c in "&%#_{}"} | {
         "~": "\\textasciitilde{}",
         "\\": "\\textbackslash{}",
@@ -164,10 +164,10 @@ def figure_bibtex(figure: Figure, book: Book) -> str:
 
 
 def bibtex_entry(bibliography: str, key: str) -> str:
-    """One entry of a BibTeX file, as it stands there.
+    """One entry of a BibTeX file, verbatim.
 
     Raises:
-      ValueError: there is none with this key, or its braces are not closed.
+      ValueError: the key is missing, or braces are not closed.
     """
     found = re.search(rf"^@\w+\{{{re.escape(key)},", bibliography, re.MULTILINE)
     if found is None:
@@ -189,7 +189,7 @@ def bibtex_file(figure: Figure, book: Book) -> str:
 
 
 def provenance(figure: Figure, book: Book) -> dict[str, Any]:
-    """Where a figure comes from: what the book knows, then what the picture carries."""
+    """The provenance of a figure: data of the book, then data stored in the picture."""
     return {
         "figure": figure.name,
         "title": figure.title,
@@ -212,7 +212,7 @@ def provenance_json(figure: Figure, book: Book) -> str:
     return json.dumps(provenance(figure, book), indent=1, ensure_ascii=False) + "\n"
 
 
-# Keys of the provenance, in the words of the box; what is not here is shown with its own name.
+# Labels of the keys of the provenance; other keys are shown by name.
 _WORDS = {
     "config": "configuration",
     "jax_enable_x64": "double precision",
@@ -220,7 +220,7 @@ _WORDS = {
     "sha256": "SHA-256",
     "wall_time_s": "computed in",
 }
-# Up to so many records and data sets are shown unfolded.
+# The largest number of records and data sets that are shown unfolded.
 _UNFOLDED = 3
 
 
@@ -229,7 +229,7 @@ def _word(key: str) -> str:
 
 
 def _commit(commit: str) -> str:
-    """A commit in short; "+" behind it means that files had been changed since."""
+    """An abbreviated commit, with a "+" for uncommitted changes."""
     changed = ", with changes" if commit.endswith("+") else ""
     return f"<code>{escape(commit[:12].rstrip('+'))}</code>{changed}"
 
@@ -254,7 +254,7 @@ def _inline(value: Any, key: str = "") -> str:
 
 
 def _source(source: dict[str, Any], folded: bool) -> str:
-    """A data set or record that went into the figure."""
+    """A data set or record that the figure uses."""
     rows = "".join(f"<dt>{_word(k)}</dt><dd>{_inline(v, k)}</dd>" for k, v in source.items())
     if not folded:
         return f"<dl>{rows}</dl>"
@@ -264,12 +264,12 @@ def _source(source: dict[str, Any], folded: bool) -> str:
 
 
 def provenance_box(figure: Figure, book: Book, files: str) -> str:
-    """The provenance as a table, and a link to the file that a program can read.
+    """The provenance as a table, with a link to the machine-readable file.
 
     Args:
-      figure: whose.
-      book: of which it is part.
-      files: address of the folder `figures/` from the page.
+      figure: the figure.
+      book: its book.
+      files: address of the folder `figures/`, relative to the page.
     """
     carried = dict(figure.provenance)
     sources = carried.pop("sources", [])
@@ -300,7 +300,7 @@ def provenance_box(figure: Figure, book: Book, files: str) -> str:
 
 
 def _copied(label: str, text: str, identity: str) -> str:
-    """Text to be copied, in a box with a button; the script shows the button where it works."""
+    """Text in a box with a copy button, which the script shows if JavaScript is available."""
     return (
         f'<div class="figure-copied"><div class="figure-copied-head">'
         f'<span id="{identity}-label">{escape(label)}</span>'
@@ -336,10 +336,10 @@ def _file_links(figure: Figure, files: str) -> list[str]:
 
 
 def card_line(figure: Figure, page: str, files: str) -> str:
-    """What stands under a figure in the gallery: files, and where it is cited.
+    """The line under a figure in the gallery, with its files and its citation.
 
     Args:
-      figure: whose.
+      figure: the figure.
       page: address of the figure's page.
       files: address of the folder `figures/`.
     """
@@ -350,7 +350,7 @@ def card_line(figure: Figure, page: str, files: str) -> str:
 def files_line(figure: Figure, book: Book, files: str) -> str:
     """The line *code · data · SVG · PDF · provenance · cite*, with its two boxes.
 
-    It works without scripts: links are links, and boxes are `details`.
+    It works without scripts, since the boxes are `details` elements.
     """
     name = figure.name
     code = f"#code-{name}" if figure.in_notebook else code_address(figure, book)
