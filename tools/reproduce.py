@@ -332,7 +332,7 @@ def main() -> int:
     try:
         runs, complete = run_book(args, setting)
     except KeyboardInterrupt:
-        print("\n   interrupted; the same command goes on where it was")
+        print("\n   interrupted; the same command resumes the run")
         return STOPPED
 
     stored, fresh = read(STORED), read(args.out / "source" / "book" / "claims")
