@@ -46,13 +46,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c():
-    """What a shell puts in the background ignores Ctrl-C, and so would all that tests start."""
+    """Handle Ctrl-C, which processes in the background of a shell, and their children, ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _bounded_memory():
-    """JAX keeps every program that it compiled: thousands of tests together, gigabytes of them."""
+    """Limit the memory of compiled programs, which JAX keeps: gigabytes over thousands of tests."""
     yield
     global most_memory
     if memory() > most_memory:

@@ -1,4 +1,4 @@
-"""axe-core in a page, hurried: it finds what it finds otherwise, in a third of the time."""
+"""axe-core in a page, with the same results as by default in a third of the time."""
 
 import functools
 from pathlib import Path
@@ -56,7 +56,7 @@ def load(page: Any) -> None:
 
 
 def run(page: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is wrong with a page that axe-core is loaded into: rule, impact, and where.
+    """Faults of a page that has loaded axe-core: rule, impact and place.
 
     Args:
       page: a Playwright page.

@@ -77,7 +77,7 @@ def path(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Positions at t = kh, [settings, steps + 1, 2], and whether each path was completed.
 
-    And likewise the oscillation about the positions, None of flows without one.
+    Also the oscillation about the positions, None for flows without one.
     """
 
     def follow(loss, start, h):

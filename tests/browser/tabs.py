@@ -18,7 +18,7 @@ REST = "_static/favicon.svg"
 
 
 class Log(NamedTuple):
-    """What a page did while it was open."""
+    """Events of a page while it was open."""
 
     errors: list[str]
     requests: list[str]

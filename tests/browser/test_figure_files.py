@@ -1,4 +1,4 @@
-"""What is under a figure, under a reader's hands: code, data, SVG, PDF, provenance and citation."""
+"""The line under a figure, as a reader uses it: code, data, SVG, PDF, provenance and citation."""
 
 import contextlib
 

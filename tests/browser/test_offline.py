@@ -56,7 +56,7 @@ reader = pytest.fixture(scope="module")(phone)
 
 
 def keep(page: Any) -> str:
-    """Presses the button, unless that has been done, and waits; what the page then says."""
+    """Press the button, unless it was pressed, and wait; returns the text of the page."""
     page.locator("#keep-offline button").wait_for()
     button = page.get_by_role("button", name="Keep this book")
     if button.is_visible():
@@ -66,7 +66,7 @@ def keep(page: Any) -> str:
 
 
 def remove(page: Any) -> None:
-    """Removes what has been kept, if anything has."""
+    """Remove the saved copy, if there is one."""
     page.locator("#keep-offline button").wait_for()
     button = page.get_by_role("button", name="Remove it")
     if button.is_visible():
@@ -173,7 +173,7 @@ def test_the_book_is_read_and_played_without_its_server(reader, publisher):
 
 
 def test_the_copy_follows_the_book(reader, publisher):
-    """Any visit with a network brings it up to date, and fetches only what has changed."""
+    """Any online visit updates the copy, and fetches only changed files."""
     folder = publisher.folder / book.HTML.name
     with tabs.opened(reader, home(publisher) + READING) as (page, _):
         keep(page)

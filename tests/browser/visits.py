@@ -44,7 +44,7 @@ def read_by_axe() -> list[str]:
 
 
 class Visit(NamedTuple):
-    """What one page did and holds at one width."""
+    """Events and contents of one page at one width."""
 
     log: tabs.Log
     math: dict[str, Any]

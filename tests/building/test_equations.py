@@ -59,7 +59,7 @@ def _labels() -> list[str]:
 
 
 def _named(name: str) -> object:
-    """What a dotted name stands for; every part of it is public."""
+    """The object of a dotted name, every part of which is public."""
     first, *rest = name.split(".")
     found: object = importlib.import_module(first)
     for part in rest:
@@ -91,7 +91,7 @@ def test_every_formula_of_the_contract_is_in_a_numbered_equation():
 
 
 def _entries() -> set[str]:
-    """Full names of what the API pages list one by one."""
+    """Full names of the entries of the API pages."""
     found = set()
     for page in API.glob("*.md"):
         module = ""

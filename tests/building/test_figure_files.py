@@ -1,4 +1,4 @@
-"""What is written about a figure, and the drawings made while the book is built."""
+"""Texts about a figure, and the drawings of the build."""
 
 import hashlib
 import html

@@ -1,4 +1,4 @@
-"""What the book's pages say of claims, records, times and reruns when they are built."""
+"""Claims, records, times and reruns on the book's pages."""
 
 import base64
 import io

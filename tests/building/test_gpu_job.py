@@ -95,7 +95,7 @@ settings = ["num_steps=4", "every=2", "checkpoint_every=2", "num_eigenpairs=1"]
     assert len(list(out.iterdir())) <= 8
     table = (out / "table.md").read_text()
     assert "| rates | done |" in table and "| edge | done |" in table
-    # What is finished is not computed anew.
+    # Finished jobs are not computed again.
     assert again.returncode == 0 and "rates: 0" not in again.stdout
     taken = module("take").take(out, tmp_path / "records")
     assert len(taken) == 2

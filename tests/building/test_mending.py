@@ -1,4 +1,4 @@
-"""What is replaced in the theme's pages is looked for, and missed where it is gone."""
+"""Replacements in the theme's pages, and warnings of patterns that no longer match."""
 
 import logging
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from _ext.common import mending
 
 
 class App(SimpleNamespace):
-    """As much of Sphinx as what is replaced has to do with: events, and the pages of a build."""
+    """The parts of Sphinx that replacements use: events, and the pages of a build."""
 
     def __init__(self, pages: set[str], **options):
         super().__init__(

@@ -1,4 +1,4 @@
-"""The list of what a device keeps of the book; tests/browser/test_offline.py reads from a copy."""
+"""The list of files for reading offline; tests/browser/test_offline.py reads from a copy."""
 
 import hashlib
 

@@ -36,7 +36,7 @@ def write(folder, page, **claims):
 
 @pytest.fixture
 def compared(tmp_path):
-    """Findings by claim, of what was written to `stored` and `fresh`."""
+    """Findings by claim, for the claims in `stored` and `fresh`."""
 
     def compare(problems, numbers=True):
         stored, fresh = (check_claims.read(tmp_path / name) for name in ("stored", "fresh"))
@@ -126,7 +126,7 @@ def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tmp_path):
     assert reproduce.finished_before(tmp_path, source, setting) == []
     source.mkdir()
     reproduce.write_report(tmp_path, setting, [], [good, bad, claims], "said")
-    # The page of claims is collected anew.
+    # The page of claims runs again.
     assert reproduce.finished_before(tmp_path, source, setting) == [good]
     assert reproduce.finished_before(tmp_path, source, setting | {"profile": "full"}) == []
 
@@ -253,7 +253,7 @@ def test_what_is_stopped_leaves_nothing_that_runs(small_book, number):
 
 
 def test_a_notebook_that_fails_costs_its_page_only_the_recomputing(small_book):
-    """The others run; it keeps what is stored, under a notice, and is listed with the reason."""
+    """The others run; its page shows stored outputs, with a note, and is listed with the reason."""
     command, options = setting(small_book, "notebooks")
     into, report = small_book / "_build" / "source", small_book / "_build" / "report.txt"
     page = nbformat.reads(notebook("raise ValueError('no luck')"), as_version=4)
@@ -367,7 +367,7 @@ def test_what_stopped_leaves_no_time(tmp_path):
 
 
 def test_peak_memory_where_the_system_says_it():
-    """Against what the process itself reports, where it does."""
+    """Against the measurement of the process itself, if available."""
     peak = notebook_runs.peak_memory
     assert peak(None) is None and peak(2**30) is None
     found = peak(os.getpid())

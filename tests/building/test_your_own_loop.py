@@ -37,7 +37,7 @@ def test_two_lines_are_changed_and_shown():
 
 @pytest.mark.parametrize("which", ["before", "after"])
 def test_the_script_needs_nothing_but_itself(which, tmp_path):
-    """An empty file, one epoch: what the others print is in the page, and compared there."""
+    """In an empty folder, one epoch; the output of the others is compared on the page."""
     script = scripts()[which == "after"]
     once = script.replace("range(1, 6)", "range(1, 2)")
     assert once != script

@@ -49,7 +49,7 @@ def test_every_row_with_code_is_tested():
     heads = [row for row in tables if row.endswith("| here |")]
     assert len(heads) == len(TOOLS)
     assert sum(len(ROWS[tool]) for tool in TOOLS) == len(tables) - len(heads)
-    assert ROWS.keys() == {*TOOLS, "What none of them has"}
+    assert ROWS.keys() == {*TOOLS, "Features without a counterpart"}
 
 
 @pytest.mark.slow

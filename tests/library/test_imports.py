@@ -1,4 +1,4 @@
-"""What is imported, and when; each test in its own process, since imports persist."""
+"""Imported modules; each test runs in a separate process, since imports persist."""
 
 import importlib
 import pkgutil

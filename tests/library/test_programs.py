@@ -96,7 +96,7 @@ def test_memory_over_fifty_batches():
 
 
 def test_a_full_batch_loss_is_traced_once_and_let_go():
-    """Nobody can change what it closes over; a function that reads what changes is read again."""
+    """Its closure cannot change; a function that reads data that change is traced again."""
     calls = []
 
     class Counted(nnx.Module):

@@ -1,4 +1,4 @@
-"""The built book: where it is, which pages it has, and what they hold.
+"""The built book: its folder, its pages and their contents.
 
 Each page is read once and parsed once in a process. `PFCORE_BOOK_HTML` names another folder of
 pages than `_build/html`.
@@ -49,12 +49,12 @@ def soup(name: str) -> BeautifulSoup:
 
 @functools.cache
 def anchors(name: str) -> frozenset[str]:
-    """What a link to the page may have after its `#`."""
+    """Fragments that links to the page may have after `#`."""
     return frozenset(map(html.unescape, re.findall(r'\s(?:id|name)="([^"]*)"', text(name))))
 
 
 def links(name: str) -> list[str]:
-    """What the page's links lead to, as they are written."""
+    """Targets of the page's links, as written."""
     return [tag["href"] for tag in soup(name).find_all("a", href=True)]
 
 
@@ -91,7 +91,7 @@ def broken(name: str, links: Iterable[str], address: str = "http://book/") -> li
 
 @functools.cache
 def numbered_equations(name: str) -> list[tuple[str, str]]:
-    """The page's numbered equations: their anchors, and what is between their tags."""
+    """The page's numbered equations: anchors and contents."""
     return NUMBERED.findall(text(name))
 
 

@@ -7,6 +7,6 @@ from tests.pages import book
 
 @pytest.fixture(autouse=True, scope="session")
 def _the_book_is_there() -> None:
-    """Says what is missing before a test fails for want of a file."""
+    """Fail with an explanation if the book is not built."""
     if not (book.HTML / "index.html").is_file():
         pytest.fail(f"no book in {book.HTML}; make html builds it")

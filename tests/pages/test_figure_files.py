@@ -1,4 +1,4 @@
-"""Under every figure: code, data, SVG, PDF, provenance and citation, and what is in their files."""
+"""The line under every figure: code, data, SVG, PDF, provenance, citation, and their files."""
 
 import csv
 import functools

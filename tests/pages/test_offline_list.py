@@ -1,4 +1,4 @@
-"""The list of what a device keeps of the book."""
+"""The list of files for reading the book offline."""
 
 import json
 import re

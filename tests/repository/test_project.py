@@ -32,7 +32,7 @@ def notebook_text(path):
 
 
 def texts():
-    """What a reader may take an address or a version from, by name."""
+    """Files that contain an address or a version, by name."""
     names = [*PROSE, "pyproject.toml", "CITATION.cff", "_config.yml", "environment.yml"]
     found = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
     for path in sorted((ROOT / "book").glob("*.md")):
@@ -41,7 +41,7 @@ def texts():
 
 
 def own_files():
-    """Files of the project: hidden folders, virtual environments and what is built left out."""
+    """Files of the project, without hidden folders, virtual environments and builds."""
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [
             name

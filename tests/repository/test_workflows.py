@@ -91,7 +91,7 @@ def test_nothing_but_what_pip_downloads_is_kept_between_jobs(path):
 
 @of_every_workflow
 def test_no_script_has_an_expression_in_it(path):
-    """What a tag or a branch is called would be run as part of it."""
+    """The name of a tag or a branch would be run as part of the script."""
     assert [script for script in scripts(read(path)) if "${{" in script] == []
 
 

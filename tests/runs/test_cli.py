@@ -236,7 +236,7 @@ class Command:
             time.sleep(1e-3)
 
     def finish(self) -> tuple[int, str]:
-        """Exit code, and what it wrote to stderr."""
+        """Exit code and stderr."""
         _, errors = self.process.communicate(timeout=5 * MINUTES)
         return self.process.returncode, errors
 

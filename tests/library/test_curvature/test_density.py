@@ -56,7 +56,7 @@ def test_nodes_at_full_depth_are_the_eigenvalues():
     ids=["distinct", "identity", "zero", "rank one", "two values"],
 )
 def test_weights_are_probabilities(eigenvalues):
-    """Also where the space ends early: what is past its end weighs nothing."""
+    """Also in an exhausted space, whose empty rows have zero weights."""
     density = density_of(symmetric(eigenvalues), 7, N)
     assert np.all(density.weights >= 0) and np.all(density.symmetric)
     np.testing.assert_allclose(np.sum(density.weights, axis=1), 1, rtol=1e-13)

@@ -123,7 +123,7 @@ def test_critical_rate_of_a_quadratic(start, tolerance):
 
 
 def test_crossing_that_is_hit_exactly():
-    """At 1/2 the loss is what it was: neither lower nor higher."""
+    """At 1/2 the loss is unchanged: neither lower nor higher."""
     x = jnp.ones(1)
     for start in (1.0, 0.5, 0.25, 2.0):
         found = curvature.critical_learning_rate(lambda x: 2 * x[0] ** 2, x, -4 * x, start=start)

@@ -70,7 +70,7 @@ def assert_values(values, eigenvalues, which, tolerance):
 
 
 def assert_honest(pairs, matrix, eigenvalues, tolerance):
-    """What is said about the pairs, against what NumPy says; true of converged ones or not."""
+    """The reported errors, against NumPy, of converged and of other pairs."""
     norm = np.abs(eigenvalues).max()
     rounding = 1e-13 * norm
     vectors = np.asarray(pairs.vectors)
@@ -274,7 +274,7 @@ def test_network_against_its_dense_spectrum(tolerance):
 
 
 def test_network_in_single_precision():
-    """Converges to what single precision can tell, and says so of what it cannot."""
+    """Converges in single precision where possible, and reports where it does not."""
     _, loss, params, hessian, eigenvalues = digits()
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     pairs = top_eigenpairs(loss, params, 5, key=jax.random.key(0))
@@ -326,7 +326,7 @@ def test_warm_start_takes_fewer_products():
 
 @pytest.mark.parametrize("max_products", [3, 5, 6, 12, 40])
 def test_too_few_products_are_reported(max_products):
-    """No more are used, and what is said about the pairs stays true."""
+    """No more products are used, and the reported errors stay correct."""
     loss, _, params, hessian, eigenvalues = digits()
     pairs = top_eigenpairs(
         loss, params, 5, key=jax.random.key(0), tolerance=1e-8, max_products=max_products
@@ -362,7 +362,7 @@ def solver_with_products_of():
 
 @pytest.mark.parametrize("defect", ["asymmetric", "infinite", "NaN"])
 def test_products_of_no_symmetric_matrix(defect):
-    """The derivative of a custom gradient that is no gradient, or that is not finite."""
+    """The derivative of a custom gradient that is incorrect, or not finite."""
     matrix = prescribed("separated").copy()
     if defect == "asymmetric":
         matrix += 0.1 * np.triu(np.random.default_rng(0).normal(size=matrix.shape), 1)

@@ -370,7 +370,7 @@ def test_every_routine_takes_a_curvature(name):
     same(found["along"], vector @ exact @ vector / (vector @ vector))
 
     def within(estimate, expected):
-        """As they are random: five standard errors, of which some are roundings alone."""
+        """Five standard errors, since they are random; some errors are rounding alone."""
         error = np.asarray(estimate.standard_error)
         assert np.all(np.abs(np.asarray(estimate.mean) - expected) <= 5 * error + 1e-13 * largest)
 
@@ -724,7 +724,7 @@ def test_batches_and_watching_change_no_number(name):
 
 
 def test_preconditioning_a_sum_over_batches():
-    """And a subset of the loss of batches, which goes through them in Python as before."""
+    """Also for a subset of a loss over batches, whose products run in Python as before."""
 
     def loss(p, batch):
         return loss_of_batch(predict_batch(p, batch), batch)

@@ -118,7 +118,7 @@ SIZE = 80
 
 
 def designed(params):
-    """At x = 0 the curvatures are eigenvalues, and so are numbers from -0.5 to 0.5, and zeros.
+    """At x = 0 the eigenvalues are the curvatures, numbers from -0.5 to 0.5, and zeros.
 
     All but the zeros have for eigenvectors the columns of a reflection in the mirror.
     """

@@ -1,4 +1,4 @@
-"""No number without what it may be off by: outliers, units, precisions, and what is no Hessian."""
+"""Error estimates of every routine: outliers, units, precisions, incorrect Hessians."""
 
 import functools
 import subprocess
@@ -163,7 +163,7 @@ def test_parameters_of_16_bits_are_taken_in_single_precision(dtype):
     np.testing.assert_allclose(curvature.spectrum(loss, params), [0.5, 1, 2, 4], rtol=1e-5)
 
 
-# ---- what is no Hessian, or no vector
+# ---- incorrect Hessians and vectors
 
 
 @jax.custom_jvp
