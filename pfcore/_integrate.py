@@ -627,7 +627,5 @@ def follow(
     per_step = check_count("per_step", per_step, minimum=1)
     steps = np.arange(num_steps * per_step + 1) / per_step
     if isinstance(rate, jax.core.Tracer):
-        times = rate * jnp.asarray(steps, rate.dtype)
-    else:
-        times = float(learning_rate) * steps
-    return integrate(flow, params, times, **options)
+        return integrate(flow, params, rate * jnp.asarray(steps, rate.dtype), **options)
+    return integrate(flow, params, float(learning_rate) * steps, **options)

@@ -1,6 +1,7 @@
-"""Read paths: pytrees of parameters stacked along a leading axis of time.
+"""Read paths, which are pytrees of parameters stacked along a leading axis of time.
 
-`gradient_descent` returns one; `params` and `oscillation` of a `Trajectory` are others.
+Paths are the result of `gradient_descent`, and the fields `params` and `oscillation` of a
+`Trajectory`.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from pfcore._trees import Params, ravel
 
 
 def at(path: Params, index: Any) -> Params:
-    """The parameters at one place of a path, or the path of several places.
+    """The parameters at one time of a path, or the path at several times.
 
     Args:
       path: a pytree of arrays [T, ...].
@@ -24,9 +25,9 @@ def at(path: Params, index: Any) -> Params:
 
     Example:
       >>> import jax.numpy as jnp, pfcore
-      >>> path = pfcore.gradient_descent(lambda p: 0.5 * p["x"] ** 2, {"x": jnp.array(1.0)}, 0.5, 3)
+      >>> path = {"x": jnp.array([1.0, 0.5, 0.25])}
       >>> float(pfcore.paths.at(path, -1)["x"])
-      0.125
+      0.25
       >>> pfcore.paths.at(path, slice(0, 2))["x"].tolist()
       [1.0, 0.5]
     """
@@ -47,7 +48,8 @@ def as_matrix(path: Params) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp, pfcore
-      >>> pfcore.paths.as_matrix({"w": jnp.ones((4, 2, 3)), "b": jnp.ones(4)}).shape
+      >>> path = {"w": jnp.ones((4, 2, 3)), "b": jnp.ones(4)}
+      >>> pfcore.paths.as_matrix(path).shape
       (4, 7)
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(path)]

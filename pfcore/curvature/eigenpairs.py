@@ -647,8 +647,8 @@ def top_eigenpairs(
     u_i$, at the cost of three gradients. Thus sharpness can be penalised, as in the last example.
     The rule requires a simple eigenvalue: if another computed value lies within twice its residual,
     `jax.grad` raises an error, and in a compiled function the derivative is NaN. A second copy is
-    detected from k = 2 on. Vectors and residuals are treated as constants, and so are second
-    derivatives.
+    detected from k = 2 on. Vectors and residuals are treated as constants, so that second
+    derivatives are incomplete.
 
     Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (for n > 64),
     because a restart copies the subspace.
@@ -666,7 +666,7 @@ def top_eigenpairs(
         of an earlier call at nearby parameters. An eigenvector orthogonal to them can be missed,
         unless `check` is set.
       max_products: largest number of Hessian-vector products, by default $100 + 40k$; pairs that
-        have not converged by then are marked in `converged`.
+        have not converged by then have `converged` false.
       check: whether to look for missed copies of multiple eigenvalues; by default if k > 1 and
         there is no `start`.
 
