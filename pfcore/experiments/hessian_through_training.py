@@ -134,7 +134,7 @@ def plan(config: Config) -> execution.Plan:
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
-    r"""Compute the Hessian's spectrum during training.
+    r"""Compute the Hessian's spectrum in training.
 
     Its spectral density, its trace, and its largest and smallest eigenvalues.
 
