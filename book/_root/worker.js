@@ -1,11 +1,11 @@
-// Where the network does not answer, answers for it from the copy of the book that a reader has asked
-// to keep (book/_static/offline.js). Where it does, what is read comes from the network.
+// Serves pages from the saved copy of the book (book/_static/offline.js) if the network does not
+// answer, else from the network.
 "use strict";
 
 const PATIENCE = 4000; // milliseconds for a network that is there and says nothing
 const scope = self.registration.scope;
 
-// The page's address as the copy has it: without a query, and with the name of a folder's page.
+// The address of a page in the copy: without a query, and with the file name of a folder's page.
 function plain(address) {
   const url = new URL(address);
   url.search = url.hash = "";
@@ -13,7 +13,7 @@ function plain(address) {
   return url.href;
 }
 
-// Of two copies, while one replaces the other, the older is the whole one; it comes first.
+// While one copy replaces another, the older one is complete; it comes first.
 async function kept(address) {
   for (const name of await caches.keys()) {
     if (!name.startsWith(`book ${scope} `)) continue;
@@ -24,7 +24,7 @@ async function kept(address) {
 }
 
 async function answer(request) {
-  // The browser's own store may hold a page that is older than the copy.
+  // The browser's cache may contain a page that is older than the copy.
   const fresh = request.mode === "navigate" ? fetch(request, {cache: "no-cache"}) : fetch(request);
   try {
     const late = new Promise((_, reject) => setTimeout(reject, PATIENCE));
@@ -38,7 +38,7 @@ self.addEventListener("install", () => self.skipWaiting());
 self.addEventListener("activate", event => event.waitUntil(self.clients.claim()));
 self.addEventListener("fetch", event => {
   const {request} = event;
-  // What is asked for past every store is meant to come from the network: a copy is being made.
+  // Requests that bypass caches come from the creation of a copy, and need the network.
   if (request.method !== "GET" || request.cache === "no-store") return;
   if (request.url.startsWith(scope)) event.respondWith(answer(request));
 });

@@ -1,9 +1,9 @@
-// For readers who come by keyboard, by search, from a folder, or to print.
+// For keyboards, search, pages read from a local folder, and printing.
 (() => {
   "use strict";
 
-  // What is wider than its place scrolls there; so that a keyboard can scroll it too, it takes the
-  // focus, and says what it is. The theme does this for code and tables, before formulas are drawn.
+  // Elements that scroll get focus and a label, so that they can be scrolled by keyboard. The theme does
+  // this for code and tables only, before formulas are drawn.
   const WIDE = [
     ["mjx-container[display='true']", "Formula"],
     [".cell_output .output", "Output"],
@@ -29,12 +29,12 @@
     }
   }
 
-  // Sphinx's search reads the pages that it found to quote them, which a folder does not allow.
+  // Sphinx's search reads pages to quote them, which browsers do not allow in a local folder.
   if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") {
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   }
 
-  // It quotes formulas as they are written, in TeX: a reader gets their letters.
+  // It quotes formulas as TeX, which is converted to plain letters.
   const LETTERS = {
     alpha: "α", beta: "β", gamma: "γ", delta: "δ", Delta: "Δ", epsilon: "ε", varepsilon: "ε",
     lambda: "λ", Lambda: "Λ", mu: "μ", nabla: "∇", phi: "φ", varphi: "φ", pi: "π", rho: "ρ",
@@ -52,7 +52,7 @@
       .replace(/\\([A-Za-z]+)\s*/g, (all, name) => LETTERS[name] ?? (/frac$/.test(name) ? all : ""))
       .replace(/\\[,;:!\\ ]|~|&/g, " ")
       .replace(/\\\|/g, "‖");
-    // From the innermost braces outwards.
+    // From the innermost braces outward.
     for (let before = ""; before !== text;) {
       before = text;
       text = text
@@ -64,7 +64,7 @@
     }
     return text.replace(/\\|[{}]/g, "");
   }
-  // Quoted is what the article says: no code, no title, no box beneath a figure.
+  // Quote only the article's text, without code, titles and boxes below figures.
   const PASSED = ".cell_input, .figure-files, .rerun, .eqno, .equation-code, .headerlink, h1,"
     + " summary, script, style";
   if (typeof Search === "object") {
@@ -80,7 +80,7 @@
     };
   }
 
-  // Paper is light.
+  // Print the light theme.
   const root = document.documentElement;
   let shown = "light";
   window.addEventListener("beforeprint", () => {

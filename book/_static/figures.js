@@ -1,4 +1,4 @@
-// The line under a figure, where scripts run: "code" unfolds the cell, buttons copy, Escape closes.
+// The line under a figure: "code" unfolds the cell, buttons copy, Escape closes.
 (() => {
   "use strict";
 
@@ -17,7 +17,7 @@
     selection.addRange(range);
   }
 
-  // Clipboards may be missing (plain http) or forbidden: then the old command; then the reader's hand.
+  // Without access to the clipboard (plain http), try the old command, else select the text.
   async function copy(element) {
     try {
       await navigator.clipboard.writeText(element.textContent);

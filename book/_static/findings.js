@@ -1,4 +1,4 @@
-/* The report's filter; and what is folded away opens for a link into it and for paper. */
+/* The report's filter. Folded elements open for links into them and for printing. */
 
 (() => {
   "use strict";
@@ -49,7 +49,7 @@
     show(null);
   }
 
-  /* A link to something folded away, or filtered out. */
+  /* A link to a folded or filtered element. */
   function openTarget() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;

@@ -1,6 +1,6 @@
-// "Keep this book on this device": a copy to read without a network, made only when asked for.
-// offline.json (book/_ext/offline_copy.py) says what belongs to it, and worker.js (book/_root) reads
-// from it. Where the book has changed since, the next visit with a network brings it up to date.
+// "Keep this book on this device": a copy for reading offline, made only on request.
+// offline.json (book/_ext/offline.py) lists its files, and worker.js (book/_root) reads from it. If the
+// book has changed since, the next online visit updates the copy.
 (() => {
   "use strict";
 
@@ -28,7 +28,7 @@
     return (await caches.keys()).filter(name => name.startsWith(prefix));
   }
 
-  // The copy that is whole, with its list, which is stored last; null if there is none.
+  // The complete copy with its list, which is stored last; null if there is none.
   async function whole() {
     for (const name of await names()) {
       const cache = await caches.open(name);
@@ -52,7 +52,7 @@
     return cache.put(address, response);
   }
 
-  // Makes the copy, or brings it up to date; `report` is called with how many bytes are there.
+  // Creates or updates the copy; `report` is called with the number of bytes so far.
   async function keep(report = () => {}) {
     const list = await (await fetched(LIST)).json();
     const before = await whole();
@@ -69,7 +69,7 @@
       }
     };
     await Promise.all(Array.from({length: AT_ONCE}, work));
-    // The page that leads to the first is written last, and is not listed.
+    // The page that redirects to the first page is written last, and is not listed.
     const first = new URL("index.html", root).href;
     await cache.put(first, await fetched(first));
     const type = {headers: {"Content-Type": "application/json"}};
@@ -83,7 +83,7 @@
     await navigator.serviceWorker.ready;
   }
 
-  // Once a visit is enough to see whether the book has changed.
+  // Check for changes once per visit.
   async function refresh() {
     if (sessionStorage.getItem(LIST) || !(await whole())) return;
     sessionStorage.setItem(LIST, "seen");
@@ -97,7 +97,7 @@
     if (registration && registration.scope === root.href) await registration.unregister();
   }
 
-  // ---- what the reader sees
+  // ---- display
 
   const megabytes = bytes => `${Math.ceil(bytes / 1e6)} MB`;
 
@@ -120,18 +120,18 @@
 
   async function onKeep(place) {
     const bar = document.createElement("progress");
-    bar.setAttribute("aria-label", "Kept so far");
-    show(place, "Keeping the book …").before(bar);
+    bar.setAttribute("aria-label", "Saved so far");
+    show(place, "Saving the book …").before(bar);
     try {
       await keep((done, all) => Object.assign(bar, {value: done, max: all}));
       await register();
-      // Else the browser may drop the copy when it wants room.
+      // Otherwise the browser may delete the copy when storage is low.
       await navigator.storage?.persist?.();
       await present(place);
     } catch (error) {
       show(
         place,
-        `Not everything could be kept: ${error.message} What came is there, and need not come again.`,
+        `Not all files could be saved: ${error.message} The saved files need not be downloaded again.`,
         "Try again",
         () => onKeep(place)
       );
@@ -140,12 +140,12 @@
   }
 
   async function present(place) {
-    const copy = await whole().catch(() => null); // some browsers refuse to look
+    const copy = await whole().catch(() => null); // some browsers deny access
     if (copy) {
       const {release, bytes} = copy.list;
       show(
         place,
-        `The book (version ${release}, ${megabytes(bytes)}) is on this device and reads without a network.`,
+        `The book (version ${release}, ${megabytes(bytes)}) is saved on this device for reading offline.`,
         "Remove it",
         async () => {
           await remove();
@@ -159,18 +159,18 @@
       const {bytes} = await (await fetched(LIST)).json();
       show(place, "", `Keep this book on this device (${megabytes(bytes)})`, () => onKeep(place));
     } catch {
-      show(place, "There is no network now. With one, the book can be kept here for when there is none.");
+      show(place, "You are offline. When online, you can save the book here for reading offline.");
     }
   }
 
   const place = document.getElementById("keep-offline");
   if (able) {
     refresh()
-      .catch(() => {}) // the copy that is there stays
+      .catch(() => {}) // the existing copy stays
       .then(() => place && present(place));
   } else if (place) {
     place.textContent = served
-      ? "This browser cannot keep these pages here: that takes https, and no private window."
+      ? "This browser cannot save these pages: this needs https, and no private window."
       : "You are reading a copy of your own, which needs no network.";
   }
 })();

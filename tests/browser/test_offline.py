@@ -140,7 +140,7 @@ def test_what_was_broken_off_goes_on_and_what_is_damaged_is_not_kept(reader, pub
 
 def test_the_book_is_read_and_played_without_its_server(reader, publisher):
     with tabs.opened(reader, home(publisher) + READING) as (page, log):
-        assert "is on this device" in keep(page)
+        assert "is saved on this device" in keep(page)
         assert log.errors == []
     publisher.stop()
     try:
