@@ -114,7 +114,7 @@ book: $(STAMP)  ## recompute every notebook, build the book, say where to open i
 	@echo "== book: building the pages"
 	$(call build_html,$(BUILD)/source)
 	@if [ -s "$(BUILD)/not-recomputed.txt" ]; then \
-	  echo "== book: built, but not recomputed whole; these pages show stored outputs, and say so:"; \
+	  echo "== book: built, but not recomputed whole; these pages show stored outputs, under a notice:"; \
 	  cat "$(BUILD)/not-recomputed.txt"; exit 1; \
 	fi
 
@@ -244,7 +244,7 @@ pdf: html  ## print the whole book to one PDF, and check it
 # ---- rerunning
 
 reproduce: $(STAMP)  ## recompute the book, compare every claim with the stored one, as a table
-	@echo "== reproduce: every notebook anew ($(PROFILE) profile, records: $(RECORDS))"
+	@echo "== reproduce: recomputing every notebook ($(PROFILE) profile, records: $(RECORDS))"
 	@"$(BIN)/python" tools/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --records $(RECORDS) \
 	  $(if $(RESUME),--resume)
 
