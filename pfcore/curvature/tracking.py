@@ -35,8 +35,8 @@ from pfcore.curvature.products import Hessian, LossOrCurvature, Traced, compiled
 ORDER = 3
 FITS = 2
 HISTORY = ORDER + FITS + 1
-# Every so many updates the search also tries a challenger: the direction outside the tracked ones
-# that may overtake them. It is kept from one trial to the next.
+# Every so many updates, by default, the search also tries a challenger: the direction outside the
+# tracked ones that may overtake them. It is kept from one trial to the next.
 CHALLENGE_EVERY = 4
 # Every so many updates a random vector checks that no direction was missed.
 CHECK_EVERY = 16
@@ -133,6 +133,7 @@ def tracker(
     tolerance: ScalarLike = 1e-3,
     which: str = "largest",
     max_products: int | None = None,
+    challenge_every: int = CHALLENGE_EVERY,
 ) -> Tracker:
     r"""Follow the top eigenpairs of the Hessian along training, inside a compiled loop.
 
@@ -140,7 +141,7 @@ def tracker(
     elsewhere. Therefore the best direction outside, the challenger, is compared at every 4th point,
     at the cost of one product, and at every 16th point a random vector checks for missed
     eigenvalues. A direction that overtakes is thus missed at no more than 15 points, usually at no
-    more than 3.
+    more than 3, and with `challenge_every=1` usually at none.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
@@ -152,12 +153,13 @@ def tracker(
       tolerance: of the residuals, as for `top_eigenpairs`.
       which: "largest", "smallest" or "magnitude".
       max_products: largest number of products at a point, by default $100 + 40\,k$.
+      challenge_every: number of points from one comparison with the challenger to the next.
 
     Returns:
       A `Tracker`, (init, update).
 
     Raises:
-      ValueError: as for `top_eigenpairs`; `max_k` below k.
+      ValueError: as for `top_eigenpairs`; `max_k` below k, or `challenge_every` below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -176,6 +178,7 @@ def tracker(
         tolerance=tolerance,
         which=which,
         max_products=max_products,
+        challenge_every=challenge_every,
     )
 
 
@@ -188,10 +191,12 @@ def _tracker(
     tolerance: ScalarLike,
     which: str,
     max_products: int | None,
+    challenge_every: int = CHALLENGE_EVERY,
 ) -> Tracker:
     """`tracker` of a loss, or of its Hessian within a compiled function."""
     k = check_count("k", k, minimum=1)
     max_k = k if max_k is None else check_count("max_k", max_k, minimum=1)
+    challenge_every = check_count("challenge_every", challenge_every, minimum=1)
     check_which(which)
     if max_k < k:
         raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
@@ -256,7 +261,7 @@ def _tracker(
         count, history = state.num_tracked, state.history
         active = jnp.arange(max_k, dtype=jnp.int32) < count
         start = jnp.where(active[:, None], _predicted(history), 0.0)
-        challenged = state.updates % CHALLENGE_EVERY == CHALLENGE_EVERY - 1
+        challenged = state.updates % challenge_every == challenge_every - 1
         start = jnp.concatenate([start, jnp.where(challenged, state.challenger, 0.0)[None]])
         key = jax.random.fold_in(state.key, state.updates)
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1

@@ -181,7 +181,15 @@ def _step(
     _, _, place = _pairs(k)
     dtype = state.variance.dtype
     h, length = learning_rate.astype(dtype), (jnp.asarray(dt) / substeps).astype(dtype)
-    follower = tracker(loss, 1, max_k=k, threshold=_tracked_from(learning_rate, threshold))
+    # A direction may overtake those followed within a step. Found late, it would be beyond the edge
+    # by as much as it grew in the meantime.
+    follower = tracker(
+        loss,
+        1,
+        max_k=k,
+        threshold=_tracked_from(learning_rate, threshold),
+        challenge_every=1,
+    )
     number = jnp.arange(k, dtype=jnp.int32)
 
     def refreshed(at: CentralState) -> CentralState:

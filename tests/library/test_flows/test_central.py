@@ -104,6 +104,35 @@ def test_meets_the_edge_at_once_after_a_cold_start():
     assert cold.sharpness.max() < 2 + 1e-6
 
 
+def stepped_by_the_dense_hessian(loss, h, params, num_steps, substeps=4):
+    """Central flow where at most one direction is critical, in NumPy."""
+    gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+    third, path = jax.jit(jax.jacfwd(jax.hessian(loss))), [np.asarray(params)]
+    for _ in range(num_steps):
+        w = path[-1]
+        values, vectors = np.linalg.eigh(hessian(w))
+        u, length = vectors[:, -1], h / substeps
+        assert h * values[-2] < 1.95
+        slope = np.einsum("abc,a,b->c", third(w), u, u) * (h * values[-1] > 1.95)
+        for _ in range(substeps):
+            g = np.asarray(gradient(w))
+            over = u @ np.asarray(hessian(w)) @ u - length * slope @ g - 2 / h
+            push = length / 2 * slope @ slope
+            w = w - length * (g + slope / 2 * (max(0.0, over / push) if push > 0 else 0.0))
+        path.append(w)
+    return np.array(path)
+
+
+def test_sees_at_once_which_direction_overtakes():
+    """At the start x has the curvature -0.88 and y 1; three steps on, x is beyond the edge."""
+    loss, h, start = pfcore.objectives.double_well, 1.5, jnp.array([0.2, 1.0])
+    wanted = stepped_by_the_dense_hessian(loss, h, start, 8)
+    assert h * np.linalg.eigvalsh(jax.hessian(loss)(wanted[2]))[-1] > 2.8
+    path = pfcore.integrate(central_flow(loss, h), start, h * np.arange(9))
+    assert bool(path.completed)
+    np.testing.assert_allclose(path.params, wanted, rtol=1e-6, atol=1e-9)
+
+
 def test_does_not_end_well_on_the_quartic():
     one = run("Q1", central_flow, averaged)
     assert not bool(one.path.completed)
