@@ -36,7 +36,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from counting import operations
 from tables import table
 
 EULER_STEPS = 105_000  # for each step of gradient descent
@@ -59,7 +58,6 @@ EDGE_RATE = 0.6
 EDGE_SAMPLES = 300  # no other dimension has this length
 EDGE_START = 580  # steps of gradient descent, where two directions are near 2 / h
 EDGE_STEPS = 200
-EDGE_COUNTED = 12  # steps of which the operations are counted
 EDGE_MODELS = (
     ("NGF", {}),
     ("IGR flow", {}),
@@ -336,6 +334,7 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
     from flax import nnx
 
     import pfcore
+    from pfcore.runs.counting import counted
 
     data = pfcore.datasets.load("digits", dtype="float64", num_train=EDGE_SAMPLES)
     model = pfcore.networks.MLP((64, 16, 10), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -363,29 +362,21 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
         times = rate * np.arange(num_steps + 1)
         return pfcore.integrate(flow, start, times, **options)
 
-    gradient = operations(
-        jax.grad(loss), jax.tree.map(lambda x: x[0], steps), num_samples=EDGE_SAMPLES
-    )
-    # The difference of two lengths: what is done at the start is no part of a unit of time.
+    # What is done at the start is no part of a unit of time; nor is the mean loss, which
+    # `integrate` reads at every time.
     state = flow.init(start)
-    # Nor is the mean loss, which `integrate` reads at every time.
     begun = flow._replace(init=lambda state: state, expected_loss=None)
-    counts = [
-        operations(
-            lambda state, n=n: pfcore.integrate(begun, state, rate * np.arange(n + 1), **options),
-            state,
-            num_samples=EDGE_SAMPLES,
-        )
-        for n in (EDGE_COUNTED // 3, EDGE_COUNTED)
-    ]
+
+    def count(function, argument):
+        return counted(function, argument, num_samples=EDGE_SAMPLES).operations
+
+    times = rate * np.arange(EDGE_STEPS + 1)
+    operations = count(lambda state: pfcore.integrate(begun, state, times, **options), state)
+    gradient = count(jax.grad(loss), jax.tree.map(lambda x: x[0], steps))
     path = follow(start, EDGE_STEPS)
     plain = jax.tree.map(lambda x: x[EDGE_START], steps)
     # Compiled as a whole: tracing and the checks of arguments are no part of a step.
-    run = jax.jit(
-        lambda state: (
-            pfcore.integrate(begun, state, rate * np.arange(EDGE_STEPS + 1), **options).params
-        )
-    )
+    run = jax.jit(lambda state: pfcore.integrate(begun, state, times, **options).params)
     descend = jax.jit(lambda p: pfcore.gradient_descent(loss, p, EDGE_RATE, 10 * EDGE_STEPS))
     ready((run(state), descend(plain)))
     seconds = min(timed(lambda: run(state))[0] for _ in range(5))
@@ -394,7 +385,7 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
     wanted = middle if points == 1 else (around[1:-1] + around[2:]) / 2
     travel = float(np.sum(np.linalg.norm(np.diff(middle, axis=0), axis=1)))
     return {
-        "counted": (counts[1] - counts[0]) / gradient / (EDGE_COUNTED - EDGE_COUNTED // 3),
+        "counted": operations / gradient / EDGE_STEPS,
         "time": seconds / descent,
         "completed": bool(path.completed),
         "error": float(np.linalg.norm(flat(path.params)[-1] - wanted[-1])) / travel,

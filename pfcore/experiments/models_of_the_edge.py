@@ -15,6 +15,7 @@ from pfcore._checks import Loss, check_count, check_learning_rate
 from pfcore._trees import Params, ravel, real_dtype
 from pfcore.records import Record
 from pfcore.runs import execution, training
+from pfcore.runs.counting import Counted, counted
 from pfcore.runs.problems import Problem, build
 
 NAME = "models-of-the-edge"
@@ -60,6 +61,12 @@ MODELS: dict[str, Model] = {
         "PF + non-principal", lambda loss, h, n: _principal(loss, h, True), ITERATES, principal=True
     ),
     "central": Model("central", lambda loss, h, n: flows.central_flow(loss, h)),
+    "central_1": Model(
+        "central, 1 direction", lambda loss, h, n: flows.central_flow(loss, h, max_k=1)
+    ),
+    "central_2": Model(
+        "central, 2 directions", lambda loss, h, n: flows.central_flow(loss, h, max_k=2)
+    ),
     "rod": Model("rod", lambda loss, h, n: flows.rod_flow(loss, h, substeps=n), HALFWAY),
     "rod_plain": Model(
         "rod, no correction",
@@ -90,7 +97,10 @@ MODELS: dict[str, Model] = {
     ),
 }
 DIGITS = Problem(num_train=300, widths=(16,), dtype="float64")
-MOST = tuple(name for name, model in MODELS.items() if not model.principal)
+# All but the principal flow, which takes minutes, and central flow of fewer directions.
+MOST = tuple(
+    name for name, m in MODELS.items() if not (m.principal or name in ("central_1", "central_2"))
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,11 @@ def plan(config: Config) -> execution.Plan:
     before = AROUND if begun >= AROUND else 1 if begun else 0
     seen = np.arange(0, steps + 1, every)
     shape = (len(config.models) + 1, steps + 1)
-    unravel = ravel(built.params)[1]
+    flat, unravel = ravel(built.params)
+    at_a_time = min(config.problem.microbatch or np.inf, len(built.data.train_inputs))
+    # Products over samples are told from others by their length.
+    lengths = [flat.size, *(size for x in jax.tree.leaves(built.params) for size in x.shape)]
+    ambiguous = any(size % at_a_time == 0 for size in lengths)
 
     def start():
         nothing = np.full(shape, np.nan)
@@ -155,6 +169,7 @@ def plan(config: Config) -> execution.Plan:
             **{name: nothing for name in ("loss", "oscillation", "distance")},
             "eigenvalue": np.full((shape[0], len(seen)), np.nan),
             "completed": np.zeros(shape[0], bool),
+            "gradients_per_step": np.full(shape[0], np.nan),
             "start_eigenvalues": np.full(config.num_eigenpairs, np.nan),
             "travel": np.array(np.nan),
         }
@@ -189,6 +204,7 @@ def plan(config: Config) -> execution.Plan:
         two = losses[before : before + steps + 2]
         arrays["loss"][0] = (two[1:] + two[:-1]) / 2
         arrays["distance"][0] = 0
+        arrays["gradients_per_step"][0] = 1
         swing = np.linalg.norm(points[ITERATES] - points[MIDPOINTS], axis=1)
         arrays["oscillation"][0] = swing
         finite = bool(np.all(np.isfinite(flat)))
@@ -204,7 +220,8 @@ def plan(config: Config) -> execution.Plan:
             arrays["start_eigenvalues"] = np.asarray(jax.device_get(found.values), float)
         return path
 
-    def follow(name: str, path: Params) -> pfcore.Trajectory:
+    def follow(name: str, path: Params) -> tuple[pfcore.Trajectory, float]:
+        """A model's path, and the gradients that it cost, without its start."""
         model = MODELS[name]
         flow = model.make(loss, h, substeps)
         begin: Any = jax.tree.map(lambda x: x[before], path)
@@ -217,7 +234,21 @@ def plan(config: Config) -> execution.Plan:
             options = {"rtol": 1e-3, "atol": 1e-6, "solver": solver(scan_kind="lax")}
             options["max_steps"] = 100 * (steps + 1)
         times = h * np.arange(count + 1, dtype=dtype)
-        return pfcore.integrate(flow, begin, times, **options)
+        state = flow.init(begin)
+        begun = flow._replace(init=lambda state: state)
+
+        def count_in(function: Callable, argument: Any) -> Counted:
+            return counted(function, argument, num_samples=at_a_time)
+
+        found = count_in(lambda state: pfcore.integrate(begun, state, times, **options), state)
+        operations = found.operations
+        if flow.expected_loss is not None:
+            # Read at every time, for the comparison; the flow does not need it.
+            operations -= len(times) * count_in(flow.expected_loss, state).operations
+        if ambiguous:
+            return found.value, np.nan
+        at = jax.tree.map(lambda x: x[before], path)
+        return found.value, operations / count_in(jax.grad(loss), at).operations
 
     def advance(state, piece: int):
         path, arrays, lost = state
@@ -227,12 +258,14 @@ def plan(config: Config) -> execution.Plan:
             finite = np.isfinite(arrays["loss"][0])
             return path, arrays, np.int32(-1 if finite.all() else begun + np.argmin(finite))
         name = config.models[piece - 1]
-        found = follow(name, path)
+        found, gradients = follow(name, path)
         flat = stacked(found.params)
         count = int(np.sum(np.all(np.isfinite(flat), axis=1)))
         if not count:
             return path, arrays, lost
         arrays["completed"][piece] = bool(found.completed)
+        if found.completed:
+            arrays["gradients_per_step"][piece] = gradients / (count - 1)
         wanted = halves(path)[MODELS[name].follows]
         apart = np.linalg.norm(flat[:count] - wanted[:count], axis=1)
         arrays["distance"][piece, :count] = apart / arrays["travel"]
@@ -282,7 +315,10 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
       steps and what models expect for it; `oscillation`, its norm; `distance`, from what of
       gradient descent a model follows (`MODELS`), over `travel`, the length of the way of gradient
       descent's midpoints. `eigenvalue` [M + 1, S] is the sharpness at the positions of the times
-      `measured_at` [S]. Besides: `completed` [M + 1], `start_eigenvalues`.
+      `measured_at` [S]. Besides: `completed` [M + 1], `start_eigenvalues`, and
+      `gradients_per_step` [M + 1], what a step cost: operations of the products over samples over
+      those of a gradient, the start left out (`pfcore.runs.counting`); NaN if not completed, and
+      where a length of the parameters is a multiple of the number of samples.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)
 
@@ -296,7 +332,9 @@ class Row(NamedTuple):
       overshoot: of the largest $h\lambda_0$, the model's less gradient descent's.
       first_peak: steps by which the oscillation's first peak is late; NaN without oscillation.
       mean_loss: relative error of the mean loss of two steps, on average.
-      completed: whether it was followed to the end.
+      gradients: what following it over one step of gradient descent costs, in gradients.
+      steps: for how many it was followed.
+      completed: whether it was followed for as many as it was to be.
     """
 
     distance: float
@@ -304,6 +342,8 @@ class Row(NamedTuple):
     overshoot: float
     first_peak: float
     mean_loss: float
+    gradients: float
+    steps: int
     completed: bool
 
 
@@ -335,7 +375,7 @@ def compare(record: Record) -> dict[str, Row]:
         seen = np.isfinite(record["eigenvalue"][i])
         if not reached.any():
             nothing = float("nan")
-            rows[name] = Row(nothing, nothing, nothing, nothing, nothing, completed=False)
+            rows[name] = Row(*[nothing] * 6, steps=0, completed=False)
             continue
         values, wanted = record["eigenvalue"][i][seen], gd_eigenvalue[seen]
         rows[name] = Row(
@@ -344,6 +384,8 @@ def compare(record: Record) -> dict[str, Row]:
             overshoot=float(h * (values.max() - wanted.max())),
             first_peak=first_peak(record["oscillation"][i]) - gd_peak,
             mean_loss=float(np.mean(np.abs(record["loss"][i] / gd_loss - 1)[reached])),
+            gradients=float(record["gradients_per_step"][i]),
+            steps=int(np.flatnonzero(reached)[-1]),
             completed=bool(record["completed"][i]),
         )
     return rows

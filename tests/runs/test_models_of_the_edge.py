@@ -25,7 +25,12 @@ def test_first_peak():
 @pytest.mark.parametrize("start", [0, 10])
 def test_measures_gradient_descent_and_models_against_it(start, x64):
     config = experiments.configure(
-        "models-of-the-edge", *TINY, f"start={start}", "num_steps=8", "models=ngf", profile="quick"
+        "models-of-the-edge",
+        *TINY,
+        f"start={start}",
+        "num_steps=8",
+        "models=ngf,edge_plain",
+        profile="quick",
     )
     record = experiments.run("models-of-the-edge", config)
     built = build(config.problem, seed=config.seed)
@@ -52,6 +57,10 @@ def test_measures_gradient_descent_and_models_against_it(start, x64):
         assert record["eigenvalue"][0, k] == pytest.approx(wanted, rel=2e-3)
     row = models_of_the_edge.compare(record)["ngf"]
     assert row.completed and row.distance == pytest.approx(apart[-1], abs=1e-3)
+    assert row.steps == 8
+    # Three fields for each step, of two gradients.
+    assert record["gradients_per_step"][0] == 1
+    assert models_of_the_edge.compare(record)["edge_plain"].gradients == pytest.approx(6)
 
 
 def test_refuses_unknown_models():
