@@ -158,7 +158,8 @@ def plan(config: Config) -> execution.Plan:
     seen = np.arange(0, steps + 1, every)
     shape = (len(config.models) + 1, steps + 1)
     flat, unravel = ravel(built.params)
-    at_a_time = min(config.problem.microbatch or np.inf, len(built.data.train_inputs))
+    num_samples = len(built.data.train_inputs)
+    at_a_time = min(config.problem.microbatch or num_samples, num_samples)
     # Products over samples are told from others by their length.
     lengths = [flat.size, *(size for x in jax.tree.leaves(built.params) for size in x.shape)]
     ambiguous = any(size % at_a_time == 0 for size in lengths)
@@ -374,8 +375,8 @@ def compare(record: Record) -> dict[str, Row]:
         reached = np.isfinite(record["distance"][i])
         seen = np.isfinite(record["eigenvalue"][i])
         if not reached.any():
-            nothing = float("nan")
-            rows[name] = Row(*[nothing] * 6, steps=0, completed=False)
+            nan = float("nan")
+            rows[name] = Row(nan, nan, nan, nan, nan, nan, steps=0, completed=False)
             continue
         values, wanted = record["eigenvalue"][i][seen], gd_eigenvalue[seen]
         rows[name] = Row(

@@ -166,9 +166,17 @@ def edge_flow(
     descent, not with $w_k$.
 
     One direction is followed. Where two eigenvalues are beyond $2/h$ it has half of the
-    oscillation; where two are equal, it does not turn. A field costs two gradients and three
-    Hessian products, or two with `curvature="secant"`; two less without `correction`. Cheapest are
-    two gradients a field, in `pfcore.flows.fixed_steps` as long as those of gradient descent.
+    oscillation; where two are equal, it does not turn.
+
+    **What it costs.** In fixed steps (`pfcore.flows.fixed_steps`) of $h/2$, a step of gradient
+    descent costs 39 gradients as it is, 26 with `curvature="secant"`. The **cheap form** costs 6,
+    because it needs no Hessian product and is stable in steps of $h$: `fixed_steps(edge_flow(loss,
+    h, curvature="secant", correction=False), h)`, as in the second example.
+
+    At the edge and beyond it is as close to gradient descent as the default. On four settings of
+    the book its distance at the end, over the length of the way, was 0.035, 0.048, 0.079 and 0.14,
+    the default's 0.035, 0.045, 0.076 and 0.13. Below the edge, where nothing oscillates, it is
+    gradient flow with an error of first order in $h$: 2e-3, the default 3e-5.
 
     Args:
       loss: $E$, from `params` to a real scalar.
@@ -198,6 +206,14 @@ def edge_flow(
       >>> flow = pfcore.flows.edge_flow(loss, 1.0, curvature="secant")
       >>> path = pfcore.integrate(flow, jnp.array(0.02), jnp.array([0.0, 60.0]))
       >>> round(float(abs(path.oscillation[-1])), 4)  # √0.2
+      0.4472
+
+      The cheap form:
+
+      >>> cheap = pfcore.flows.edge_flow(loss, 1.0, curvature="secant", correction=False)
+      >>> cheap = pfcore.flows.fixed_steps(cheap, 1.0)  # steps as long as gradient descent's
+      >>> path = pfcore.integrate(cheap, jnp.array(0.02), jnp.array([0.0, 60.0]))
+      >>> round(float(abs(path.oscillation[-1])), 4)
       0.4472
 
     References:

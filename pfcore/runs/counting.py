@@ -58,10 +58,11 @@ def _operations(equation: core.JaxprEqn, num_samples: int) -> int:
     name, given = equation.primitive.name, equation.params
     if name not in PRODUCTS:
         return 0
-    left, right = (v.aval.shape for v in equation.invars)
+    arguments: list[Any] = [v.aval for v in equation.invars]
+    left, right = (argument.shape for argument in arguments)
     if not any(size and size % num_samples == 0 for size in (*left, *right)):
         return 0
-    out = equation.outvars[0].aval
+    out: Any = equation.outvars[0].aval
     if name == "dot_general":
         (contracted, _), _ = given["dimension_numbers"]
         terms = out.size * math.prod(left[i] for i in contracted)
