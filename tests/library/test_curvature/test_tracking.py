@@ -187,6 +187,20 @@ def test_the_next_direction_overtakes():
     assert np.all(right[:crossing]) and np.all(right[crossing + CHECK_EVERY + 1 :]), right
 
 
+def test_challenged_at_every_point_it_misses_no_overtaking():
+    path, true = designed_path(lambda t: [5 + t, 4 - t, 1 + 10 * t], turning=0)
+    follower = tracker(designed, 2, challenge_every=1)
+
+    def step(state, params):
+        state = follower.update(params, state)
+        return state, state.pairs.values
+
+    first, rest = (jax.tree.map(lambda x, s=s: x[s], path) for s in (0, slice(1, None)))
+    state = follower.init(first, jax.random.key(0))
+    _, values = jax.jit(lambda s: jax.lax.scan(step, s, rest))(state)
+    np.testing.assert_allclose(values, true[1:, :2], atol=0.01)
+
+
 @pytest.mark.parametrize("turning", [1.0, 0.0], ids=["turning", "fixed"])
 def test_a_direction_from_far_below_overtakes(turning):
     """At first it is the last of all, and only the check can find it."""
@@ -227,6 +241,8 @@ def test_refusals():
         track(lambda p: p["x"], path, 1, key=jax.random.key(0))
 
 
-def test_k_is_checked_beside_max_k():
+def test_counts_are_checked():
+    with pytest.raises(ValueError, match="challenge_every must be at least 1, got 0"):
+        tracker(lambda x: jnp.sum(x**4), 1, challenge_every=0)
     with pytest.raises(ValueError, match="k must be at least 1"):
         tracker(lambda x: jnp.sum(x**4), 0, max_k=2).init(jnp.ones(3), jax.random.key(0))
