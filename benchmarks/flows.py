@@ -58,6 +58,7 @@ EDGE_RATE = 0.6
 EDGE_SAMPLES = 300  # no other dimension has this length
 EDGE_START = 580  # steps of gradient descent, where two directions are near 2 / h
 EDGE_STEPS = 200
+EDGE_CRITICAL = 12  # steps over which all directions of central flow are critical
 EDGE_MODELS = (
     ("NGF", {}),
     ("IGR flow", {}),
@@ -371,7 +372,10 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
         return counted(function, argument, num_samples=EDGE_SAMPLES).operations
 
     times = rate * np.arange(EDGE_STEPS + 1)
-    operations = count(lambda state: pfcore.integrate(begun, state, times, **options), state)
+    num_counted = EDGE_STEPS if directions is None else EDGE_CRITICAL
+    operations = count(
+        lambda state: pfcore.integrate(begun, state, times[: num_counted + 1], **options), state
+    )
     gradient = count(jax.grad(loss), jax.tree.map(lambda x: x[0], steps))
     path = follow(start, EDGE_STEPS)
     plain = jax.tree.map(lambda x: x[EDGE_START], steps)
@@ -385,7 +389,7 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
     wanted = middle if points == 1 else (around[1:-1] + around[2:]) / 2
     travel = float(np.sum(np.linalg.norm(np.diff(middle, axis=0), axis=1)))
     return {
-        "counted": operations / gradient / EDGE_STEPS,
+        "counted": operations / gradient / num_counted,
         "time": seconds / descent,
         "completed": bool(path.completed),
         "error": float(np.linalg.norm(flat(path.params)[-1] - wanted[-1])) / travel,

@@ -15,7 +15,7 @@ from pfcore._checks import Loss, check_count, check_learning_rate
 from pfcore._trees import Params, ravel, real_dtype
 from pfcore.records import Record
 from pfcore.runs import execution, training
-from pfcore.runs.counting import Counted, counted
+from pfcore.runs.counting import counted, operations
 from pfcore.runs.problems import Problem, build
 
 NAME = "models-of-the-edge"
@@ -238,18 +238,18 @@ def plan(config: Config) -> execution.Plan:
         state = flow.init(begin)
         begun = flow._replace(init=lambda state: state)
 
-        def count_in(function: Callable, argument: Any) -> Counted:
-            return counted(function, argument, num_samples=at_a_time)
-
-        found = count_in(lambda state: pfcore.integrate(begun, state, times, **options), state)
-        operations = found.operations
-        if flow.expected_loss is not None:
-            # Read at every time, for the comparison; the flow does not need it.
-            operations -= len(times) * count_in(flow.expected_loss, state).operations
+        found = counted(
+            lambda state: pfcore.integrate(begun, state, times, **options),
+            state,
+            num_samples=at_a_time,
+        )
         if ambiguous:
             return found.value, np.nan
-        at = jax.tree.map(lambda x: x[before], path)
-        return found.value, operations / count_in(jax.grad(loss), at).operations
+        count = found.operations
+        if flow.expected_loss is not None:
+            # Read at every time, for the comparison; the flow does not need it.
+            count -= len(times) * operations(flow.expected_loss, state, num_samples=at_a_time)
+        return found.value, count / operations(jax.grad(loss), built.params, num_samples=at_a_time)
 
     def advance(state, piece: int):
         path, arrays, lost = state

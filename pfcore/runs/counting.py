@@ -100,6 +100,19 @@ class _Counter:
         """Whether there is anything to count in them."""
         return any(count for jaxpr in jaxprs for count in self._every(jaxpr))
 
+    def known(self, jaxpr: core.Jaxpr) -> int:
+        """The count of a jaxpr, where it depends on no value."""
+        total = 0
+        for equation in jaxpr.eqns:
+            total += _operations(equation, self.num_samples)
+            inner = list(_inner(equation))
+            name = equation.primitive.name
+            if name in ("cond", "while") and self.counts(*inner):
+                raise ValueError(f"the count depends on how a {name} turns out; use counted")
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * sum(self.known(part) for part in inner)
+        return total
+
     def run(self, jaxpr: core.Jaxpr, consts: Any, args: Any) -> tuple[jax.Array, list[Any]]:
         """The count, and what the jaxpr returns."""
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
@@ -213,3 +226,16 @@ def counted(function: Callable[..., Any], *args: Any, num_samples: int) -> Count
     value = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     high, low = (int(part) for part in total)
     return Counted(value, (high << BITS) + low)
+
+
+def operations(function: Callable[..., Any], *args: Any, num_samples: int) -> int:
+    """The operations that `counted` counts, without running anything: of straight programs.
+
+    Args:
+      function, *args, num_samples: as for `counted`.
+
+    Raises:
+      ValueError: as for `counted`, or the count depends on how a loop or a branch turns out.
+    """
+    num_samples = check_count("num_samples", num_samples, minimum=2)
+    return _Counter(num_samples).known(jax.make_jaxpr(function)(*args).jaxpr)

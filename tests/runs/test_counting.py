@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 import pfcore
+from pfcore.runs import counting
 from pfcore.runs.counting import counted
 
 NUM = 30  # no other dimension is a multiple
@@ -129,6 +130,19 @@ def test_counts_what_is_run_of_a_network():
     each = operations(linear, params)
     assert found.operations > int(found.value) * each
     assert found.operations < (int(found.value) + 4) * each + 2 * gradient
+
+
+def test_straight_programs_are_counted_without_running_them():
+    x, w = ARGS
+
+    def each(x, w):
+        gradient = jax.jit(jax.grad(product, argnums=1))
+        return jax.lax.map(lambda k: jax.checkpoint(gradient)(k * x, w), w[:, 0])
+
+    assert counting.operations(each, x, w, num_samples=NUM) == operations(each, x, w) == 16 * ONE
+    until = lambda x, w: jax.lax.while_loop(lambda s: s < 9, lambda s: s + product(x, w), 0.0)  # noqa: E731
+    with pytest.raises(ValueError, match="depends on how a while turns out"):
+        counting.operations(until, x, w, num_samples=NUM)
 
 
 def test_counts_beyond_32_bits():
