@@ -77,7 +77,7 @@ MODELS: dict[str, Model] = {
         "edge-type", lambda loss, h, n: flows.fixed_steps(flows.edge_flow(loss, h), h / n), HALFWAY
     ),
     "edge_plain": Model(
-        "edge-type, secant, no correction",
+        "edge-type, cheap",
         lambda loss, h, n: flows.fixed_steps(
             flows.edge_flow(loss, h, curvature="secant", correction=False), h / max(1, n // 2)
         ),
