@@ -232,7 +232,9 @@ def operations(function: Callable[..., Any], *args: Any, num_samples: int) -> in
     """The operations that `counted` counts, without running anything: of straight programs.
 
     Args:
-      function, *args, num_samples: as for `counted`.
+      function: as for `counted`.
+      *args: as for `counted`.
+      num_samples: as for `counted`.
 
     Raises:
       ValueError: as for `counted`, or the count depends on how a loop or a branch turns out.
