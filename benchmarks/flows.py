@@ -344,10 +344,7 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
     )
     steps = pfcore.gradient_descent(loss, params, EDGE_RATE, EDGE_START + EDGE_STEPS + 8)
 
-    def flat(path):
-        return np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(path)], 1)
-
-    around = flat(steps)[EDGE_START - 1 : EDGE_START + EDGE_STEPS + 2]
+    around = np.asarray(pfcore.paths.as_matrix(steps))[EDGE_START - 1 : EDGE_START + EDGE_STEPS + 2]
     start = jax.tree.map(lambda x: x[EDGE_START], steps)
     rate = EDGE_RATE
     if directions is not None and directions > 2:
@@ -392,7 +389,10 @@ def measure_edge(name: str, directions: int | None = None) -> dict[str, Any]:
         "counted": operations / gradient / num_counted,
         "time": seconds / descent,
         "completed": bool(path.completed),
-        "error": float(np.linalg.norm(flat(path.params)[-1] - wanted[-1])) / travel,
+        "error": float(
+            np.linalg.norm(np.asarray(pfcore.paths.as_matrix(path.params))[-1] - wanted[-1])
+        )
+        / travel,
         "comparable": rate == EDGE_RATE,
     }
 
