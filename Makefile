@@ -98,11 +98,13 @@ $(STAMP): requirements.lock pyproject.toml
 
 # ---- the book
 
-# From the folder $(1) to $(BUILD)/html, every warning an error; from nothing, unless INCREMENTAL=1.
+# From the folder $(1) to $(BUILD)/html, every warning an error; from nothing, unless INCREMENTAL=1
+# and the table of contents, which every page shows, is as it was.
 # Drawings of figures that have not changed are kept, in $(BUILD)/drawings.
 INCREMENTAL ?=
 define build_html
-	$(if $(INCREMENTAL),,@rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees")
+	$(if $(INCREMENTAL),@find "$(1)/_toc.yml" -newer "$(BUILD)/html/index.html" \
+	  -exec rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees" \; 2>/dev/null || true,@rm -rf "$(BUILD)/html" "$(BUILD)/.doctrees")
 	@"$(BIN)/jupyter-book" build "$(1)" --path-output . -W -n --keep-going --quiet >/dev/null
 	@"$(BIN)/python" -c 'import pathlib; print("   open", pathlib.Path("$(BUILD)/html/index.html").resolve().as_uri())'
 endef
