@@ -190,8 +190,8 @@ def _traced_alike(loss: Loss, params: Params) -> ClosedJaxpr:
     """
     # A function of its own for each trace: JAX keeps the jaxpr of one that it knows.
     first, second = (jax.make_jaxpr(lambda p: loss(p))(params) for _ in range(2))
-    pairs = zip(_constants(first), _constants(second), strict=False)
-    if len(_constants(first)) == len(_constants(second)) and any(_differ(x, y) for x, y in pairs):
+    before, after = _constants(first), _constants(second)
+    if len(before) == len(after) and any(map(_differ, before, after)):
         raise ValueError(
             "two evaluations of loss_fn in one update differ: it draws new random numbers, such as "
             "dropout masks, or a new batch, each time it is called. Draw them before the update, "
