@@ -45,7 +45,7 @@ class FixedStep(Composite):
     tableau: Tableau
 
     def __call__(self, field: Any, after_step: Any, dt: Any, state: State) -> State:
-        dt = jnp.asarray(dt)
+        field, dt = jax.jit(field), jnp.asarray(dt)  # traced once, not once a stage
         nodes = self.tableau.nodes
 
         def moved(weights: tuple[float, ...]) -> State:
