@@ -1,5 +1,6 @@
 """Settings that every test runs under, and losses that many share."""
 
+import collections
 import os
 import signal
 from pathlib import Path
@@ -30,17 +31,22 @@ def pytest_configure():
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-LONG = Path(__file__).with_name("long.txt")
+LISTED = {
+    mark: Path(__file__).with_name(f"{mark}.txt").read_text(encoding="utf-8").splitlines()
+    for mark in ("long", "slow")
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The mark of those listed; and the slowest first, so that no process works on one alone at the
-    end."""
-    listed = set(LONG.read_text(encoding="utf-8").splitlines())
+    """Mark those listed, and run the slowest first: no process works on one alone at the end."""
+    marks = collections.defaultdict(list)
+    for mark, names in LISTED.items():
+        for name in names:
+            marks[name].append(mark)
     for item in items:
-        if item.nodeid.partition("@")[0] in listed:
-            item.add_marker(pytest.mark.long)
+        for mark in marks[item.nodeid.partition("@")[0]]:
+            item.add_marker(mark)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
