@@ -7,8 +7,8 @@ PYTHON  ?=
 PROFILE ?= quick
 # How many notebooks, tests and browsers at a time.
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-# For `make reproduce`: stored, or recompute, which takes hours; and RESUME=1 to go on with what was
-# interrupted.
+# For `make reproduce`: stored; short, which recomputes those of two minutes; or recompute, which takes
+# hours; and RESUME=1 to go on with what was interrupted.
 RECORDS ?= stored
 RESUME  ?=
 

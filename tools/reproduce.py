@@ -2,6 +2,7 @@
 
     python tools/reproduce.py
     python tools/reproduce.py --records recompute
+    python tools/reproduce.py --records short
     python tools/reproduce.py book/stability.ipynb
 
 Every notebook runs in a copy, and writes its claims there. A claim is *reproduced* if its verdict
@@ -10,7 +11,8 @@ is the same and its number is within the claim's tolerance of the stored one, el
 `report.json` and `report.md`, in `_build/reproduce`.
 
 Results that take too long are read from stored records. `--records recompute` first recomputes
-these, one after another; the same command resumes an interrupted computation.
+these, one after another; the same command resumes an interrupted computation. `--records short`
+recomputes those that a processor computed in two minutes from data that need no download.
 """
 
 import argparse
@@ -40,10 +42,12 @@ from notebook_runs import (
 from notebooks import STOPPED, stage
 from tables import aligned, markdown
 
+from pfcore.datasets import EMBEDDED
 from pfcore.runs.durations import duration
 
 OUT = ROOT / "_build" / "reproduce"
 RECORDS = ROOT / "book" / "records"
+SHORT = 120  # seconds that a record took
 STATUSES = ("reproduced", "changed", "failed")
 
 
@@ -157,14 +161,27 @@ def prepare(source: Path, records: Path | None) -> None:
         (source / "book" / "records").symlink_to(records, target_is_directory=True)
 
 
-def recompute(into: Path, env: dict[str, str]) -> list[str]:
-    """Recompute the stored records that are not in `into` yet; returns the names of failed ones."""
+def is_short(info: dict[str, Any]) -> bool:
+    """Whether a record is soon recomputed, on the kind of machine and from the data at hand."""
+    embedded = info["config"]["problem"]["data"] in EMBEDDED
+    return embedded and "CPU" in info["device"] and info["wall_time_s"] <= SHORT
+
+
+def recompute(into: Path, env: dict[str, str], which: str) -> list[str]:
+    """Recompute the stored records that are not in `into` yet; returns the names of failed ones.
+
+    With "short" in `which`, those that take longer are copied.
+    """
     into.mkdir(parents=True, exist_ok=True)
     names = sorted(path.parent.name for path in RECORDS.glob("*/record.json"))
     took = {
         name: json.loads((RECORDS / name / "record.json").read_text(encoding="utf-8"))
         for name in names
     }
+    if which == "short":
+        for name in [name for name in names if not is_short(took[name])]:
+            shutil.copytree(RECORDS / name, into / name, dirs_exist_ok=True)
+            names.remove(name)
     todo = [name for name in names if not (into / name / "record.json").is_file()]
     total = sum(took[name]["wall_time_s"] for name in todo)
     if len(todo) < len(names):
@@ -278,13 +295,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all)")
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
-    parser.add_argument("--records", default="stored", choices=["stored", "recompute"])
+    parser.add_argument("--records", default="stored", choices=["stored", "short", "recompute"])
     parser.add_argument("--resume", action="store_true", help="keep the notebooks that ran before")
     parser.add_argument("--out", type=Path, default=OUT, help="default: _build/reproduce")
     args = parser.parse_args()
     args.out, args.whole = args.out.resolve(), not args.paths
-    if args.paths and args.records == "recompute":
-        parser.error("--records recompute is for the whole book: name no notebooks")
+    if args.paths and args.records != "stored":
+        parser.error(f"--records {args.records} is for the whole book: name no notebooks")
     args.paths = [path.resolve() for path in args.paths] or listed()
     missing = [str(p) for p in args.paths if not p.is_file() or ROOT / "book" not in p.parents]
     if missing:
@@ -304,11 +321,11 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
     before = finished_before(args.out, source, setting) if args.resume else []
     args.out.mkdir(parents=True, exist_ok=True)
     records = None
-    if args.records == "recompute":
+    if args.records != "stored":
         records = args.out / "records"
         # Records that are missing there are computed, not searched elsewhere.
         env["PFCORE_KEEP_RECORDS"] = "1"
-        failed = recompute(records, env)
+        failed = recompute(records, env, args.records)
         if failed:
             print(f"   could not be computed: {', '.join(failed)}")
     if not before:

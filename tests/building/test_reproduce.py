@@ -98,6 +98,30 @@ def test_a_page_that_stopped_fails_all_its_claims(tmp_path, compared):
     assert {f.note for f in found[1:]} == {"the page stopped: ValueError: no luck"}
 
 
+def test_short_recomputes_what_a_processor_soon_does_and_copies_the_rest(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append(Path(command[2]).name)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    assert reproduce.recompute(tmp_path, {}, "short") == []
+    infos = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in reproduce.RECORDS.glob("*/record.json")
+    }
+    short = {
+        name
+        for name, info in infos.items()
+        if info["device"] == "2 CPU cores"
+        and info["wall_time_s"] <= 120
+        and info["data"]["source"].startswith("scikit-learn")
+    }
+    assert set(asked) == short and short
+    assert {path.name for path in tmp_path.iterdir()} == infos.keys() - short
+
+
 def test_pages_that_were_not_run_are_passed_over(tmp_path, compared):
     write(tmp_path / "stored", "page", C1=1.0)
     write(tmp_path / "stored", "other", C2=1.0)
