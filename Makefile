@@ -40,6 +40,13 @@ ifeq ($(PFCORE_NO_CACHE),)
   endif
 endif
 
+# Where Python is told to write no bytecode, as in many containers, each process would compile every
+# module it imports: eight seconds, for each notebook. So it writes, but not beside the sources.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+  unexport PYTHONDONTWRITEBYTECODE
+  export PYTHONPYCACHEPREFIX ?= $(abspath $(BUILD))/bytecode
+endif
+
 # Resolves and installs by what is on its command line alone: the pins in [tool.uv] are the lock's.
 UV := "$(BIN)/uv" --no-config
 # Of two --quiet the second hides remarks on how pip is configured, not errors.

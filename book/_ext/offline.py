@@ -57,8 +57,17 @@ def listed(folder: Path) -> dict[str, Any]:
     }
 
 
+def remove_old_pictures(folder: Path, shown: set[str]) -> None:
+    """Remove pictures of pages as they were before an incremental build."""
+    for path in folder.glob("*"):
+        if path.name not in shown:
+            path.unlink()
+
+
 def _write(app: Any, exception: Exception | None) -> None:
     if exception is None and app.builder.name == "html":
+        shown = {name for _, name in app.env.images.values()}
+        remove_old_pictures(Path(app.outdir, app.builder.imagedir), shown)
         found = listed(Path(app.outdir))
         Path(app.outdir, LIST).write_text(json.dumps(found, indent=0), encoding="utf-8")
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 import pfcore
-from _ext.offline import listed
+from _ext.offline import listed, remove_old_pictures
 
 KEPT = {
     "search.html": b"<p>",
@@ -56,3 +56,10 @@ def test_the_version_changes_with_what_is_kept_and_only_then(folder):
     assert listed(folder)["version"] == before
     (folder / "book" / "api" / "flows.html").write_bytes(b"Flows")
     assert listed(folder)["version"] != before
+
+
+def test_pictures_of_an_earlier_build_are_removed(folder):
+    (folder / "_images" / "earlier.png").write_bytes(b"before")
+    remove_old_pictures(folder / "_images", {"a.png", "not-drawn.png"})
+    assert [path.name for path in (folder / "_images").iterdir()] == ["a.png"]
+    remove_old_pictures(folder / "_nothing", set())

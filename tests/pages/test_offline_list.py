@@ -30,4 +30,5 @@ def test_all_that_pages_show_and_lead_to_is_listed():
             wanted.add(urlsplit(urljoin(f"http://here/{name}", link)).path.lstrip("/"))
     # The first is written after the list, and is kept as it is found.
     assert sorted(wanted - listed.keys() - {"index.html"}) == []
+    assert sorted(name for name in listed.keys() - wanted if name.startswith("_images/")) == []
     assert len(wanted) > 200 and sum(size for _, size in listed.values()) < 30e6

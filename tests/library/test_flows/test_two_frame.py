@@ -91,7 +91,7 @@ LOSSES = {
 
 @functools.partial(jax.jit, static_argnames=("name", "num_steps"))
 def by_the_map(name, state, h, num_steps):
-    """What the map of both frames predicts of iterates 0, 1, ..., and the largest of its numbers."""
+    """What the map of both frames predicts of iterates 0, 1, ..., and its largest number."""
     flow = two_frame_flow(LOSSES[name][0], h, order=1)
 
     def step(state, sign):
