@@ -322,7 +322,8 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
     args.out.mkdir(parents=True, exist_ok=True)
     records = None
     if args.records != "stored":
-        records = args.out / "records"
+        # Not one folder for both: what `short` copies is not recomputed.
+        records = args.out / ("records" if args.records == "recompute" else "records-short")
         # Records that are missing there are computed, not searched elsewhere.
         env["PFCORE_KEEP_RECORDS"] = "1"
         failed = recompute(records, env, args.records)

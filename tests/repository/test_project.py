@@ -181,3 +181,17 @@ def test_the_book_is_where_github_publishes_it():
 def test_types_are_published():
     assert (ROOT / "pfcore" / "py.typed").is_file()
     assert "Typing :: Typed" in PYPROJECT["project"]["classifiers"]
+
+
+@pytest.mark.parametrize("name", ["long", "slow"])
+def test_what_is_listed_exists(name):
+    """A test that was renamed would leave the list, and run where it should not."""
+    lines = (ROOT / "tests" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    missing = []
+    for line in (line for line in lines if not line.startswith("#")):
+        path, _, test = line.partition("::")
+        file, function = ROOT / path, test.partition("[")[0].rpartition(".")[2]
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not text or (function and not re.search(rf"\b(def|class) {function}\b", text)):
+            missing.append(line)
+    assert len(lines) > 1 and missing == []
