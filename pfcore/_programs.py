@@ -28,6 +28,34 @@ class _Same:
         self.value = value
 
 
+def jaxprs(value: Any) -> Iterator[core.Jaxpr]:
+    """The jaxprs in a parameter of a primitive."""
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from jaxprs(part)
+
+
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The equations of a jaxpr and of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs(tuple(equation.params.values())):
+            yield from equations(inner)
+
+
+def bind(equation: core.JaxprEqn, args: list[Any]) -> list[Any]:
+    """What an equation computes from its arguments."""
+    bound = equation.primitive.get_bind_params(equation.params)
+    # Older JAX returns functions beside the parameters.
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    found = equation.primitive.bind(*functions, *args, **params)
+    return list(found) if equation.primitive.multiple_results else [found]
+
+
 def _signature(value: Any) -> Hashable:
     """A key that is equal for equivalent parameters of primitives."""
     if isinstance(value, core.ClosedJaxpr):
@@ -102,26 +130,9 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
             index, *operands = inputs
             outputs = jax.lax.switch(index, branches, *operands)
         else:
-            bound = eqn.primitive.get_bind_params(eqn.params)
-            # Older JAX returns functions beside the parameters.
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)
-            outputs = eqn.primitive.bind(*functions, *inputs, **params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+            outputs = bind(eqn, inputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
-
-
-def contains(value: Any, primitive: str) -> bool:
-    """Whether a primitive occurs in a jaxpr, or in the functions that it calls."""
-    if isinstance(value, core.ClosedJaxpr):
-        value = value.jaxpr
-    if isinstance(value, core.Jaxpr):
-        return any(
-            eqn.primitive.name == primitive
-            or any(contains(v, primitive) for v in eqn.params.values())
-            for eqn in value.eqns
-        )
-    return isinstance(value, (tuple, list)) and any(contains(v, primitive) for v in value)
 
 
 @contextlib.contextmanager

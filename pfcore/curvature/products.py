@@ -14,8 +14,6 @@ from pfcore import _programs
 from pfcore._checks import Loss, is_hosted
 from pfcore._trees import Params, check_params, in_single, is_complex, ravel
 
-# Primitive in a linearised function for which JAX has only a reverse-mode rule.
-REVERSE_ONLY = "custom_lin"
 MODES = ("forward-over-reverse", "reverse-over-reverse")
 Product = Callable[[Any], Any]  # v -> H v
 
@@ -86,6 +84,12 @@ def gradient(loss: Loss, params: Params) -> Params:
     return jax.grad(loss, holomorphic=is_complex(params))(params)
 
 
+def _reverse_only(linear: Product, params: Params) -> bool:
+    """Whether a linearised function holds a primitive that JAX can only transpose."""
+    traced = jax.make_jaxpr(linear)(params)
+    return any(e.primitive.name == "custom_lin" for e in _programs.equations(traced.jaxpr))
+
+
 def _forward_refused(error: Exception) -> bool:
     """Whether JAX raised this error because a function has a reverse-mode rule only."""
     text = str(error)
@@ -106,7 +110,7 @@ def _linearized(loss: Any, params: Params, mode: str | None = None) -> tuple[Par
     if mode != MODES[1]:
         try:
             g, product = jax.linearize(of_loss, params)
-            if not _programs.contains(jax.make_jaxpr(product)(params).jaxpr, REVERSE_ONLY):
+            if not _reverse_only(product, params):
                 return g, product
             refused = TypeError("a jax.custom_vjp in the loss has no forward-mode rule.")
         except (TypeError, NotImplementedError, ValueError) as error:
@@ -238,7 +242,7 @@ def linearized_function(
     refused: Exception
     try:
         value, forward = jax.linearize(function, params)
-        if not _programs.contains(jax.make_jaxpr(forward)(params).jaxpr, REVERSE_ONLY):
+        if not _reverse_only(forward, params):
             return value, forward, lambda u: jax.linear_transpose(forward, params)(u)[0]
         refused = TypeError("a jax.custom_vjp in the function has no forward-mode rule.")
     except (TypeError, NotImplementedError, ValueError) as error:

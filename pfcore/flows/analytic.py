@@ -5,6 +5,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from pfcore import _programs
 from pfcore._checks import Loss
 from pfcore._trees import Params, ravel, to_complex
 
@@ -27,17 +28,11 @@ def _is_complex(abstract_value) -> bool:
 
 def _primitives_on_complex(jaxpr: jex.Jaxpr) -> set[str]:
     """Names of the operations that some complex value goes into, nested ones included."""
-    names = set()
-    for equation in jaxpr.eqns:
-        if any(_is_complex(v.aval) for v in equation.invars):
-            names.add(equation.primitive.name)
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, jex.ClosedJaxpr):
-                    names |= _primitives_on_complex(inner.jaxpr)
-                elif isinstance(inner, jex.Jaxpr):
-                    names |= _primitives_on_complex(inner)
-    return names
+    return {
+        equation.primitive.name
+        for equation in _programs.equations(jaxpr)
+        if any(_is_complex(v.aval) for v in equation.invars)
+    }
 
 
 def _some_values(params: Params) -> np.ndarray:

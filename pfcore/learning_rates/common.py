@@ -11,6 +11,7 @@ import optax
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Bool, Float
 
+from pfcore import _programs
 from pfcore._checks import Loss, ScalarLike, check_count, check_vector
 from pfcore._trees import Params, check_params, in_single, norm, real_dtype
 from pfcore.curvature.products import Curvature, Flat, Part, flat_product, gradient_and_hvp
@@ -136,11 +137,8 @@ def _equations(jaxpr: Any) -> Iterator[tuple[Any, bool]]:
     for equation in jaxpr.eqns:
         mapped = equation.primitive.name in MAPPING
         yield equation, mapped
-        for option in equation.params.values():
-            for inner in option if isinstance(option, tuple | list) else (option,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from ((e, mapped or within) for e, within in _equations(inner))
+        for inner in _programs.jaxprs(tuple(equation.params.values())):
+            yield from ((e, mapped or within) for e, within in _equations(inner))
 
 
 def _combined_axes(traced: ClosedJaxpr) -> tuple[Hashable, ...]:
@@ -162,7 +160,7 @@ def _constants(traced: ClosedJaxpr) -> list[Any]:
     """The numbers that a traced loss holds fixed."""
     literals = [
         variable.val
-        for equation, _ in _equations(traced.jaxpr)
+        for equation in _programs.equations(traced.jaxpr)
         for variable in equation.invars
         if isinstance(variable, Literal)
     ]

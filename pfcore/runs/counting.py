@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from pfcore import _programs
 from pfcore._checks import check_count
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
@@ -35,22 +36,11 @@ class Counted(NamedTuple):
     operations: int
 
 
-def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
-    """The jaxprs in a parameter of a primitive."""
-    if isinstance(value, core.ClosedJaxpr):
-        yield value.jaxpr
-    elif isinstance(value, core.Jaxpr):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _jaxprs(part)
-
-
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     """The jaxprs that an equation runs; what only derivatives would need is none of them."""
     for name, value in equation.params.items():
         if equation.primitive.name not in CUSTOM or name == "call_jaxpr":
-            yield from _jaxprs(value)
+            yield from _programs.jaxprs(value)
 
 
 def _operations(equation: core.JaxprEqn, num_samples: int) -> int:
@@ -146,12 +136,8 @@ class _Counter:
             if name in CALLS or name in CUSTOM:
                 return self.closed(given["call_jaxpr" if "call_jaxpr" in given else "jaxpr"], *args)
             raise NotImplementedError(f"products over samples within {name} cannot be counted")
-        bound = equation.primitive.get_bind_params(given)
-        # Older JAX returns functions beside the parameters.
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)
-        found = equation.primitive.bind(*functions, *args, **params)
         count = _in_parts(_operations(equation, self.num_samples))
-        return count, list(found) if equation.primitive.multiple_results else [found]
+        return count, _programs.bind(equation, args)
 
     def loop(self, given: dict[str, Any], args: list[Any]) -> tuple[Any, list[Any]]:
         first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
