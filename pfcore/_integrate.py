@@ -542,6 +542,7 @@ def integrate(
     Raises:
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
         not positive, a solver for a `SteppedFlow`, or parameters that `flow.init` rejects.
+      TypeError: `flow` is not a flow.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -556,10 +557,14 @@ def integrate(
       Prince and Dormand, *High order embedded Runge-Kutta formulae*, 1981; Kidger, *On neural
       differential equations*, 2021 (arXiv 2202.02435), for Diffrax.
     """
+    if not isinstance(flow, Flow | SteppedFlow):
+        raise TypeError(
+            "flow must be a Flow, such as pfcore.flows.principal_flow(loss, learning_rate), "
+            f"got {flow!r}"
+        )
     if max_steps is not None:
         max_steps = check_count("max_steps", max_steps, minimum=1)
-    stepped = isinstance(flow, SteppedFlow)
-    if stepped and solver is not None:
+    if isinstance(flow, SteppedFlow) and solver is not None:
         raise ValueError(
             f"this flow takes its own steps and cannot use {solver!r}; leave solver out"
         )

@@ -1,3 +1,4 @@
+import inspect
 import os
 import subprocess
 import sys
@@ -451,3 +452,11 @@ def test_rejects_invalid_tolerances(options):
 def test_rejects_invalid_max_steps():
     with pytest.raises(ValueError, match="max_steps"):
         pfcore.integrate(negative_gradient_flow(QUADRATIC), START, [1.0], max_steps=0)
+
+
+@pytest.mark.parametrize("flow", ["principal", pfcore.flows.principal_flow], ids=["name", "maker"])
+def test_what_is_not_a_flow_is_refused(flow):
+    # As users call it: the tests' type checks would refuse it first.
+    integrate = inspect.unwrap(pfcore.integrate)
+    with pytest.raises(TypeError, match=r"flow must be a Flow, such as .*principal_flow\(loss"):
+        integrate(flow, jnp.ones(2), [1.0])
