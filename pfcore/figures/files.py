@@ -1,20 +1,23 @@
 """Pictures that carry their data, and files made from that data."""
 
+import contextlib
 import functools
 import io
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase, get_registered_canvas_class
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from pfcore.figures import carried
@@ -27,6 +30,8 @@ _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
 # Parts without a label that are drawn in a flow's colour get that flow's name.
 _NAMES = {color.lower(): LABELS[name] for name, color in COLORS.items()}
+
+Canvas = TypeVar("Canvas", bound=FigureCanvasBase)
 
 
 class Contents(NamedTuple):
@@ -77,10 +82,24 @@ def picture(csv: str | Path, theme: str = "light") -> bytes:
     return _png([_pixels(figure) for figure in frames], drawing)
 
 
+@contextlib.contextmanager
+def _on(kind: type[Canvas], figure: Figure) -> Iterator[Canvas]:
+    """A canvas on which to draw a figure once.
+
+    `Figure.savefig` first draws a figure that has a layout engine on nothing, for its layout.
+    """
+    before, dpi = figure.canvas, figure.dpi
+    try:
+        yield kind(figure)
+    finally:
+        figure.set_canvas(before)
+        figure.dpi = dpi
+
+
 def _pixels(figure: Figure) -> Image.Image:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=figure.dpi, facecolor=figure.get_facecolor())
-    return Image.open(out).convert("RGB")
+    with _on(FigureCanvasAgg, figure) as canvas:
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _png(frames: Sequence[Image.Image], drawing: carried.Drawing, chunks: Any = None) -> bytes:
@@ -113,14 +132,13 @@ def save(figure: Figure, path: str | Path) -> Path:
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": "pfcore"},
         ".png": {"Software": None},
     }
-    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
-        figure.savefig(
-            path,
-            format=path.suffix[1:],
-            dpi=figure.dpi,
-            facecolor=figure.get_facecolor(),
-            metadata=undated[path.suffix],
-        )
+    # Loaded only when it is used: Matplotlib's canvas for PDF takes a second.
+    kind: Any = get_registered_canvas_class(path.suffix[1:])
+    with (
+        _on(kind, figure) as canvas,
+        mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}),
+    ):
+        getattr(canvas, f"print_{path.suffix[1:]}")(path, metadata=undated[path.suffix])
     return path
 
 
@@ -146,15 +164,14 @@ def png(figure: Figure) -> bytes:
       TypeError: the figure holds an artist that is not a line, area, set of points or image.
     """
     layout = figure.get_layout_engine()
+    pixels = _pixels(figure)
     if layout is not None:
-        # A second layout, on saving, would move artists by a pixel.
-        figure.draw_without_rendering()
+        # A second layout would move artists by a pixel.
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
     drawing = carried.take_apart(figure, _NAMES)
-    data = _png([_pixels(figure)], drawing, _chunks(drawing))
     if layout is not None:
         figure.set_layout_engine(layout)
-    return data
+    return _png([pixels], drawing, _chunks(drawing))
 
 
 def animation(
@@ -223,12 +240,12 @@ def difference(picture: bytes | str | Path, figure: Figure, tolerance: int = 64)
     """
     with _picture(picture) as stored:
         stored.seek(getattr(stored, "n_frames", 1) - 1)
-        one, other = (np.asarray(i.convert("RGB"), int) for i in (stored, _pixels(figure)))
-    if np.abs(np.subtract(one.shape, other.shape)).max() > 2:
+        one, other = stored.convert("RGB"), _pixels(figure)
+    if np.abs(np.subtract(one.size, other.size)).max() > 2:
         return 1.0
-    rows, cols = np.minimum(one.shape, other.shape)[:2]
-    apart = np.abs(one[:rows, :cols] - other[:rows, :cols]).max(axis=-1)
-    return float(np.mean(apart > tolerance))
+    common = (0, 0, *np.minimum(one.size, other.size).tolist())
+    apart = np.asarray(ImageChops.difference(one.crop(common), other.crop(common)))
+    return float(np.mean(np.any(apart > tolerance, axis=-1)))
 
 
 def carry_data() -> None:

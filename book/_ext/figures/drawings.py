@@ -61,9 +61,10 @@ def draw(picture: Path, folder: Path) -> None:
     # From the file, as a reader would do.
     light = figures.redraw(partial / "figure.csv")
     different = figures.difference(picture, light)
+    # Pictures first, then vectors: Matplotlib keeps some fifty formulas at one resolution.
+    (partial / "figure-dark.png").write_bytes(figures.picture(csv, theme="dark"))
     for suffix in (".svg", ".pdf"):
         figures.save(light, partial / f"figure{suffix}")
-    (partial / "figure-dark.png").write_bytes(figures.picture(csv, theme="dark"))
     pyplot.close("all")
     (partial / _DONE).write_text(json.dumps({"difference": different}), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

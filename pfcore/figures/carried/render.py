@@ -374,5 +374,4 @@ def put_together(drawing: Drawing, look: Look, frame: int = -1) -> Figure:
             painter.text(text, figure)
         for legend in drawing.page["legends"]:
             painter.legend(legend, figure)
-        figure.draw_without_rendering()
     return figure
