@@ -170,6 +170,16 @@ def test_the_same_figure_gives_the_same_bytes(picture, tmp_path, ending):
     assert one == other
 
 
+def test_a_file_is_what_matplotlib_writes_and_the_figure_is_left_as_it_was(picture, tmp_path):
+    figure = figures.redraw(figures.contents(picture).csv)
+    canvas, dots = figure.canvas, figure.dpi
+    ours = figures.save(figure, tmp_path / "ours.svg")
+    assert (figure.canvas, figure.dpi) == (canvas, dots)
+    with mpl.rc_context({"svg.hashsalt": "pfcore"}):
+        figure.savefig(tmp_path / "theirs.svg", dpi=dots, metadata={"Date": None})
+    assert ours.read_bytes() == (tmp_path / "theirs.svg").read_bytes()
+
+
 def test_dark_is_the_same_drawing_on_a_dark_page(picture, tmp_path):
     csv = figures.contents(picture).csv
     light = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), int)
