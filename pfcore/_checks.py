@@ -17,19 +17,32 @@ ScalarLike = Any  # a number or an array of shape ()
 ArrayLike = Any  # anything that jnp.asarray accepts
 
 
+def check_number(name: str, value: ScalarLike, *, hint: str = "") -> jax.Array:
+    """A real scalar as an array; traced values pass.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the user's value.
+      hint: what to do with several values, for the message.
+    """
+    try:
+        if value is None:
+            raise TypeError("None is no number")
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+    if array.ndim != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {array.shape}{hint}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    return array
+
+
 def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
     """A positive, finite scalar as an array; not checked under tracing."""
-    try:
-        array = jnp.asarray(learning_rate)
-    except TypeError as error:
-        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}") from error
-    if array.ndim != 0:
-        raise ValueError(
-            f"learning_rate must be a scalar, got shape {array.shape}; "
-            "for several learning rates use jax.vmap"
-        )
-    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
-        raise TypeError(f"learning_rate must be a real number, got {learning_rate!r}")
+    array = check_number(
+        "learning_rate", learning_rate, hint="; for several learning rates use jax.vmap"
+    )
     if not isinstance(array, jax.core.Tracer):
         value = float(array)
         if not (math.isfinite(value) and value > 0):
@@ -42,12 +55,7 @@ def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
 
 def check_positive(name: str, value: ScalarLike) -> jax.Array:
     """A positive, finite number as an array; not checked under tracing."""
-    try:
-        array = jnp.asarray(value, float)
-    except TypeError as error:
-        raise TypeError(f"{name} must be a number, got {value!r}") from error
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    array = jnp.asarray(check_number(name, value), float)
     if not isinstance(array, jax.core.Tracer) and not (math.isfinite(array) and array > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
     return array
@@ -91,8 +99,10 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
             raise ValueError(
                 f"{name} must have the structure of {like}; {place} has no counterpart"
             )
-        dtype = jnp.result_type(given[path])
-        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        dtype, kind = jnp.result_type(given[path]), jnp.floating
+        if jnp.issubdtype(jnp.result_type(wanted[path]), jnp.complexfloating):
+            kind = jnp.inexact
+        if not (jnp.issubdtype(dtype, kind) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(f"{place} has dtype {dtype}; it must be real, like params")
         shape, want = jnp.shape(given[path]), jnp.shape(wanted[path])
         if leading and (shape[1:] != want or not shape or shape[0] == 0):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore import _programs
-from pfcore._checks import Loss, is_hosted
+from pfcore._checks import Loss, check_vector, is_hosted
 from pfcore._trees import Params, check_params, in_single, is_complex, ravel
 
 MODES = ("forward-over-reverse", "reverse-over-reverse")
@@ -188,7 +188,7 @@ def hvp(
     Args:
       loss: $E$, from `params` to a scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
-      vector: $v$, with the structure, shapes and dtypes of `params`.
+      vector: $v$, with the structure and shapes of `params`; cast to their dtypes.
       mode: "forward-over-reverse" or "reverse-over-reverse"; None takes the first that works.
 
     Returns:
@@ -196,7 +196,7 @@ def hvp(
 
     Raises:
       TypeError: the loss cannot be differentiated twice, or not in the requested mode.
-      ValueError: `mode` is unknown.
+      ValueError: `mode` is unknown, or a leaf of `vector` is missing or of another shape.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -204,6 +204,9 @@ def hvp(
       >>> pfcore.curvature.hvp(loss, jnp.zeros(2), jnp.array([1.0, 0.0])).tolist()
       [2.0, 3.0]
     """
+    vector = jax.tree.map(
+        lambda v, p: v.astype(jnp.result_type(p)), check_vector("vector", vector, params), params
+    )
     return gradient_and_hvp(loss, params, vector, mode)[1]
 
 

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Bool, Float
 
 from pfcore import _programs
-from pfcore._checks import Loss, ScalarLike, check_count, check_vector
+from pfcore._checks import Loss, ScalarLike, check_count, check_number, check_vector
 from pfcore._trees import Params, check_params, in_single, norm, real_dtype
 from pfcore.curvature.products import Curvature, Flat, Part, flat_product, gradient_and_hvp
 
@@ -303,12 +303,14 @@ def gradient_and_product(name: str, at: Point, direction: Params) -> tuple[Param
 
 def check_power(power: ScalarLike) -> None:
     """A non-negative real number; not checked under tracing."""
+    check_number("power", power)
     if not isinstance(power, jax.core.Tracer) and not 0 <= float(power) < float("inf"):
         raise ValueError(f"power must be at least 0 and finite, got {power!r}")
 
 
 def check_decay(decay: ScalarLike) -> None:
     """A number from 0 to below 1; not checked under tracing."""
+    check_number("decay", decay)
     if not isinstance(decay, jax.core.Tracer) and not 0 <= float(decay) < 1:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
 

@@ -406,3 +406,17 @@ def test_sharpness_search_is_warm_started(x64):
 def test_options_out_of_range_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: learning_rates.dal(power=None), "power must be a number, got None"),
+        (lambda: learning_rates.dal(decay="0.9"), "decay must be a number, got '0.9'"),
+        (lambda: learning_rates.dal(max_learning_rate="1"), "rate must be a number, got '1'"),
+        (lambda: learning_rates.cdat(1j), "scale must be a real number, got 1j"),
+    ],
+)
+def test_options_that_are_no_numbers_are_rejected(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

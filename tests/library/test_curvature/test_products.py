@@ -117,3 +117,22 @@ def test_single_precision_is_kept():
     params = mixed_params(jnp.float32)
     product = pfcore.curvature.hvp(mixed_loss, params, random_like(params, 1))
     assert {x.dtype for x in jax.tree.leaves(product)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    "vector, message",
+    [
+        ({"w": np.ones(3)}, r"vector\['w'\] has shape \(3,\), but params\['w'\] has \(2,\)"),
+        ({"v": np.ones(2)}, r"vector\['w'\] is missing, there is \['v'\]"),
+    ],
+)
+def test_a_vector_of_another_shape_is_refused_by_name(vector, message):
+    with pytest.raises(ValueError, match=message):
+        hvp(lambda p: jnp.sum(p["w"] ** 3), {"w": jnp.ones(2)}, vector)
+
+
+def test_a_vector_is_taken_in_the_dtype_of_the_parameters():
+    params = {"w": jnp.ones(2, jnp.float32)}
+    for dtype in (np.float64, np.int32):
+        product = hvp(lambda p: jnp.sum(p["w"] ** 3), params, {"w": np.array([1, 2], dtype)})["w"]
+        assert product.dtype == jnp.float32 and product.tolist() == [6.0, 12.0]
