@@ -99,9 +99,9 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
             raise ValueError(
                 f"{name} must have the structure of {like}; {place} has no counterpart"
             )
-        dtype, kind = jnp.result_type(given[path]), jnp.floating
-        if jnp.issubdtype(jnp.result_type(wanted[path]), jnp.complexfloating):
-            kind = jnp.inexact
+        dtype = jnp.result_type(given[path])
+        complex_too = jnp.issubdtype(jnp.result_type(wanted[path]), jnp.complexfloating)
+        kind = jnp.inexact if complex_too else jnp.floating
         if not (jnp.issubdtype(dtype, kind) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(f"{place} has dtype {dtype}; it must be real, like params")
         shape, want = jnp.shape(given[path]), jnp.shape(wanted[path])
