@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from kernel_server import ForkedKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from notebook_files import ROOT, normalise, serialise
@@ -102,6 +103,9 @@ def execute_one(
     if kernels is not None:
         specs = KernelSpecManager(kernel_dirs=[str(kernels)], ensure_native_kernel=False)
         options["km"] = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+    elif sys.platform == "linux":
+        km = options["km"] = AsyncKernelManager(kernel_name="python3")
+        km.provisioner = ForkedKernel(kernel_id=km.kernel_id, kernel_spec=km.kernel_spec, parent=km)
     client = NotebookClient(
         notebook,
         kernel_name="python3",
