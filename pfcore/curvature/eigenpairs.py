@@ -49,6 +49,8 @@ SMALL = 1e-3
 MISS = 0.05
 # Number of columns of the basis that a restart transforms at a time.
 COLUMNS = 2**16
+# Rows that a restart leaves for the Krylov space of a random vector that is to come.
+CHAIN = 10
 # Share of noise in a challenger, so that it has a component along every direction.
 NOISE = 0.05
 
@@ -79,11 +81,14 @@ class Subspace(NamedTuple):
 
     For q in the basis, H q lies in the span of `basis` and `outside`, whose rows together are
     orthonormal. `outside` also holds starting vectors that are not used yet. Empty rows are zero.
-    The entries of the projected H are divided by `unit`. One array holds both sets of rows, so that
-    a vector is orthogonalised against all of them in one pass.
+    The entries of the projected H are divided by `unit`.
+
+    One array holds both sets of rows, so that a vector is orthogonalised against all of them in one
+    pass: `outside` from the first row on, the basis from the last row backwards. They share the
+    rows between, since the check for copies rarely needs many rows of `outside`.
     """
 
-    vectors: Float[Array, "b+m n"]  # first outside, then the basis
+    vectors: Float[Array, "r n"]
     projected: Float[Array, "m m"]  # basis H basisᵀ
     coupling: Float[Array, "b m"]  # outside H basisᵀ
     occupied: Bool[Array, " b"]  # rows of `outside`
@@ -95,11 +100,17 @@ class Subspace(NamedTuple):
 
     @property
     def outside(self) -> jax.Array:
+        """Where not `occupied`, these rows may belong to the basis."""
         return self.vectors[: len(self.coupling)]
 
     @property
-    def basis(self) -> jax.Array:
-        return self.vectors[len(self.coupling) :]
+    def filled(self) -> jax.Array:
+        return jnp.arange(len(self.projected), dtype=jnp.int32) < self.size
+
+    def combined(self, coordinates: Float[Array, "m k"]) -> Float[Array, "k n"]:
+        """Vectors with these coordinates in the basis; those of empty rows must be zero."""
+        others = len(self.vectors) - len(coordinates)
+        return jnp.pad(coordinates[::-1], ((others, 0), (0, 0))).T @ self.vectors
 
 
 class Ritz(NamedTuple):
@@ -120,6 +131,7 @@ class Next(NamedTuple):
     checking: Bool[Array, ""]  # whether a Krylov space of a random vector is being built
     chain: Int[Array, ""]  # the first row of that space
     mixed: Bool[Array, ""]  # whether a restart has mixed its rows since
+    clear: Bool[Array, ""]  # whether such a space has shown that no eigenvalue was missed
 
 
 class Search(NamedTuple):
@@ -131,7 +143,11 @@ class Search(NamedTuple):
 
 
 def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
-    """An empty basis, with linearly independent starting vectors in `outside`."""
+    """An empty basis, with linearly independent starting vectors in `outside`.
+
+    There is room for as many vectors outside a full basis as there are starting vectors, or if the
+    basis may span the whole space, for all.
+    """
     dtype = vectors.dtype
 
     def add(i, carry):
@@ -144,7 +160,8 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         return outside, count + enough.astype(jnp.int32)
 
     # Rows of the basis are allocated as zeros, which orthogonalisation ignores.
-    outside = jnp.zeros((slots + rows, vectors.shape[1]), dtype)
+    shared = rows + (len(vectors) if rows < vectors.shape[1] else slots)
+    outside = jnp.zeros((shared, vectors.shape[1]), dtype)
     outside, count = jax.lax.fori_loop(0, len(vectors), add, (outside, jnp.int32(0)))
     return Subspace(
         vectors=outside,
@@ -162,28 +179,29 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
 def _expanded(
     space: Subspace, slot: jax.Array, vector: Float[Array, " n"], product: MatVec
 ) -> Subspace:
-    """Move one row of `outside`, equal to `vector`, into the basis; takes one product."""
-    slots = len(space.coupling)
+    """Add a vector to the basis: the row `slot` of `outside`, or a new one; takes one product."""
+    slots, rows = space.coupling.shape
+    # Stored before the product, so that it need not stay in memory twice; first into its new row,
+    # so that XLA writes in place after the old one is read.
+    vectors = space.vectors.at[len(space.vectors) - 1 - space.size].set(vector).at[slot].set(0.0)
     image = product(vector)
     unit = unit_of(image, space.unit)
     image = over(image, unit)
     size = jnp.linalg.norm(image)
-    left, along = orthogonalise(image, space.vectors)
+    left, along = orthogonalise(image, vectors)
     norm = jnp.linalg.norm(left)
     alive = norm > EXHAUSTED * float(jnp.finfo(image.dtype).eps) * size
-    out, inside = along[:slots], along[slots:]
-    # For a symmetric H these coefficients equal those known from earlier products. NaN propagates.
-    defect = jnp.linalg.norm(inside - space.coupling[slot])
-    row = inside.at[space.size].set(out[slot])
-    column = out.at[slot].set(jnp.where(alive, norm, 0.0))
-    # The index depends on the data that was read, so that XLA writes in place after all reads.
-    place = jnp.where(norm < -1, slot, slots + space.size)
-    vectors = space.vectors.at[place].set(vector)
+    occupied = space.occupied.at[slot].set(False)
+    row = jnp.where(jnp.arange(rows, dtype=jnp.int32) <= space.size, along[::-1][:rows], 0)
+    column = jnp.where(occupied, along[:slots], 0).at[slot].set(jnp.where(alive, norm, 0.0))
+    # For a symmetric H these coefficients equal those known from earlier products.
+    defect = jnp.linalg.norm(row.at[space.size].set(0.0) - space.coupling[slot])
+    defect = jnp.where(jnp.isfinite(norm), defect, jnp.nan)
     return space._replace(
         vectors=vectors.at[slot].set(normalised(left, norm, alive)),
         projected=space.projected.at[space.size].set(row).at[:, space.size].set(row),
         coupling=space.coupling.at[slot].set(0.0).at[:, space.size].set(column),
-        occupied=space.occupied.at[slot].set(alive),
+        occupied=occupied.at[slot].set(alive),
         size=space.size + 1,
         asymmetry=jnp.maximum(space.asymmetry, defect),
         unit=unit,
@@ -237,11 +255,12 @@ def _eigh(matrix: jax.Array, filled: jax.Array, which: str) -> tuple[jax.Array, 
     rank = jnp.abs(values) if which == "magnitude" else values
     order = jnp.argsort(-jnp.where(real, rank, -jnp.inf))
     real = real[order]
-    return jnp.where(real, values[order], -jnp.inf), jnp.where(real, vectors[:, order], 0.0)
+    inside = filled[:, None] & real
+    return jnp.where(real, values[order], -jnp.inf), jnp.where(inside, vectors[:, order], 0.0)
 
 
 def _ritz(space: Subspace, which: str) -> Ritz:
-    filled = jnp.arange(len(space.projected), dtype=jnp.int32) < space.size
+    filled = space.filled
     values, coordinates = _eigh(space.projected, filled, which)
     norm = jnp.max(jnp.where(filled, jnp.abs(values), 0.0))
     residuals = jnp.linalg.norm(space.coupling @ coordinates, axis=0)
@@ -257,62 +276,108 @@ def threshold(values: jax.Array, norm: jax.Array, tolerance: jax.Array) -> jax.A
 
 
 def _mixed(
-    vectors: Float[Array, "rows n"], mixing: Float[Array, "m m"], first: int
-) -> Float[Array, "rows n"]:
-    """`vectors` with the rows from `first` on multiplied by a matrix, a block of columns at a time.
+    vectors: Float[Array, "r n"], mixing: Float[Array, "m m"], turn: Bool[Array, ""]
+) -> Float[Array, "r n"]:
+    """`vectors` with the last rows multiplied by a matrix if `turn`, a block of columns at a time.
 
-    In place: the product of all columns at once would allocate a second basis.
+    In place: the product of all columns at once would allocate a second basis, and so would a
+    condition; without `turn` there are no blocks.
     """
     n = vectors.shape[1]
-    whole = n // COLUMNS * COLUMNS
+    first, whole = jnp.int32(len(vectors) - len(mixing)), n // COLUMNS * COLUMNS
 
-    def block(vectors: jax.Array, start: int | jax.Array, width: int) -> jax.Array:
+    def block(vectors: jax.Array, start: jax.Array, width: int) -> jax.Array:
         old = jax.lax.dynamic_slice(vectors, (first, start), (len(mixing), width))
         return jax.lax.dynamic_update_slice(vectors, mixing @ old, (first, start))
 
-    if whole:
-        vectors = jax.lax.fori_loop(
-            0, n // COLUMNS, lambda i, v: block(v, i * COLUMNS, COLUMNS), vectors
+    def blocks(number: int, start: int, width: int, vectors: jax.Array) -> jax.Array:
+        number = jnp.where(turn, number, 0).astype(jnp.int32)
+        return jax.lax.fori_loop(
+            jnp.int32(0), number, lambda i, v: block(v, start + width * i, width), vectors
         )
-    return block(vectors, whole, n - whole) if whole < n else vectors
+
+    if whole:
+        vectors = blocks(n // COLUMNS, 0, COLUMNS, vectors)
+    return blocks(1, whole, n - whole, vectors) if whole < n else vectors
+
+
+def _is_full(space: Subspace, following: Next) -> Bool[Array, ""]:
+    """Whether there is no row for the next vector."""
+    number = jnp.arange(1, len(space.occupied) + 1, dtype=jnp.int32)
+    used = jnp.max(jnp.where(space.occupied, number, 0))
+    used = jnp.where(following.fresh, jnp.maximum(used, _index(~space.occupied) + 1), used)
+    rows = len(space.projected)
+    return space.size >= jnp.minimum(rows, len(space.vectors) - used)
 
 
 def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
-    """A thick restart: keep the best Ritz vectors, in order, as the basis, and drop the others."""
+    """A thick restart of a full basis: the best Ritz vectors, in order, become the basis."""
     space, ritz = search.space, search.ritz
-    rows = len(space.projected)
+    turn, fresh = _is_full(space, search.next), search.next.fresh
+    # The more vectors stay, the sooner a random vector shows that none was missed.
+    keep = jnp.where(fresh, max(keep, len(space.projected) - CHAIN), keep).astype(jnp.int32)
     size = jnp.minimum(space.size, keep)
-    kept = jnp.arange(rows, dtype=jnp.int32) < size
-    # Columns from `keep` on are zeroed, so that the other rows become zero.
-    mixing = jnp.where(jnp.arange(rows, dtype=jnp.int32) < keep, ritz.coordinates, 0.0).T
+    number = jnp.arange(len(space.projected), dtype=jnp.int32)
+    kept = number < size
+    # Rows and columns from `keep` on are zero, so that these vectors become zero. Empty rows may
+    # belong to `outside`, and stay.
+    same = jnp.diag((~space.filled).astype(ritz.coordinates.dtype))
+    mixing = jnp.where(kept, ritz.coordinates, 0.0) + same
+
+    def either(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(turn, new, old)
+
     space = space._replace(
-        vectors=_mixed(space.vectors, mixing, len(space.coupling)),
-        projected=jnp.diag(jnp.where(kept, ritz.values, 0.0)),
-        coupling=jnp.where(kept, space.coupling @ ritz.coordinates, 0.0),
-        size=size,
+        vectors=_mixed(space.vectors, mixing.T[::-1, ::-1], turn),
+        projected=either(jnp.diag(jnp.where(kept, ritz.values, 0.0)), space.projected),
+        coupling=either(jnp.where(kept, space.coupling @ ritz.coordinates, 0.0), space.coupling),
+        size=either(size, space.size),
     )
-    # The rows of the random vector's Krylov space are now mixed with others: from here on it is
-    # taken to be all rows that are not wanted.
-    return search._replace(
-        space=space, next=search.next._replace(chain=wanted, mixed=jnp.array(True))
+    # The rows of a random vector's Krylov space are now mixed with others: from here on it is taken
+    # to be all rows that are not wanted. If the vector is still to come, its space starts after
+    # the basis.
+    following = search.next._replace(
+        chain=jnp.where(fresh, space.size, either(wanted, search.next.chain)),
+        mixed=~fresh & (turn | search.next.mixed),
     )
+    return search._replace(space=space, next=following)
 
 
 def _odds_of_a_miss(
-    top: jax.Array, weight: jax.Array, residual: jax.Array, last: jax.Array, n: int, which: str
+    values: Float[Array, " m"],
+    norms: Float[Array, " m"],
+    residual: jax.Array,
+    last: jax.Array,
+    n: int,
+    mixed: jax.Array,
+    which: str,
 ) -> jax.Array:
-    r"""Bound on the probability that an eigenvector beyond `last` was missed.
+    r"""Bound on the probability that an eigenvector with an eigenvalue beyond `last` was missed.
 
-    Let $y$ be the best Ritz vector of Lanczos iteration from a random unit vector $w$, with Ritz
-    value $\theta$ and residual $r$, and $u$ a missed eigenvector with eigenvalue $\lambda >
-    \theta$. With $y = p(H)w$, Gauss quadrature gives $|u^\top y| \ge |u^\top w|/|w^\top y|$, while
-    $|u^\top y| \le r/(\lambda - \theta)$. So $|u^\top w|$ is at most $|w^\top y|\,r/(\lambda -
-    \theta)$, which has a probability of at most $\sqrt{2n/\pi}$ times that bound.
+    Lanczos iteration from a random unit vector $w$, orthogonal to the subspace, has the Ritz values
+    $\theta_j$ (`values`) and the norms $\beta_j$ of its remainders (`norms`). With the polynomial
+    $p(x) = \prod_j (x - \theta_j)$, $\|p(H)w\| = \prod_j \beta_j$ (Parlett, section 12.3). For a
+    missed eigenvector $u$ with eigenvalue $\lambda$, $u^\top p(H)w = p(\lambda)\,u^\top w$, and so
+    $|u^\top w| \le \prod_j \beta_j/|\lambda - \theta_j|$, which has a probability of at most
+    $\sqrt{2n/\pi}$ times that bound. Once a restart has mixed the rows, the bound is that of the
+    first Ritz value and its residual alone, $r/|\lambda - \theta_0|$.
+
+    Empty rows have a value of -inf.
     """
+    real = jnp.isfinite(values)
+
+    def bound(last: jax.Array) -> jax.Array:
+        gaps = jnp.where(real, jnp.abs(last - values), 1)
+        factors = jnp.where(real, norms / jnp.where(gaps > 0, gaps, 1), 1)
+        return jnp.where(mixed, residual / jnp.where(gaps[0] > 0, gaps[0], 1), jnp.prod(factors))
+
     if which == "magnitude":
-        top, last = jnp.abs(top), jnp.abs(last)
-    gap = last - top
-    odds = math.sqrt(2 * n / math.pi) * jnp.abs(weight) * residual / jnp.where(gap > 0, gap, 1)
+        last = jnp.abs(last)
+        gap = last - jnp.max(jnp.where(real, jnp.abs(values), 0))
+        limit = jnp.maximum(bound(last), bound(-last))
+    else:
+        gap, limit = last - values[0], bound(last)
+    odds = math.sqrt(2 * n / math.pi) * limit
     # In an exhausted space no eigenvector was missed.
     exhausted = (gap >= 0) & (residual <= 0)
     return jnp.where(gap > 0, odds, jnp.where(exhausted, 0.0, jnp.inf))
@@ -337,30 +402,34 @@ def _decide(
     converged = ~jnp.any(unsettled) & ~starting
     # The next direction is the residual of the first pair that has not converged, ...
     leak = space.coupling @ ritz.coordinates[:, _index(unsettled)]
-    checking, clear = jnp.array(False), converged
+    checking, clear = jnp.array(False), jnp.array(True)
     if check is not False:
-        # ... or else that of the best pair in the random vector's Krylov space.
-        checking = before.checking & converged
+        # ... or else, or where that pair had converged before, that of the best pair in the random
+        # vector's Krylov space.
+        last = ritz.values[jnp.maximum(wanted - 1, 0)]
         inside = (number >= before.chain) & (number < space.size)
 
-        def best_of_chain() -> tuple[jax.Array, jax.Array]:
+        def of_chain() -> tuple[jax.Array, jax.Array, jax.Array]:
+            """The direction in which it grows, the odds of a miss, and whether it found none."""
             part = jnp.where(inside[:, None] & inside, space.projected, 0.0)
             values, coordinates = _eigh(part, inside, which)
-            return values[0], coordinates[:, 0]
+            chain_leak = space.coupling @ coordinates[:, 0]
+            # The projection is tridiagonal; the last vector's remainder is outside.
+            norms = jnp.pad(jnp.abs(jnp.diagonal(part, -1)), (0, 1))
+            norms = norms.at[space.size - 1].set(jnp.linalg.norm(space.coupling[:, space.size - 1]))
+            norms = jnp.roll(norms, -before.chain)  # in the order of `values`, real ones first
+            residual = jnp.linalg.norm(chain_leak)
+            odds = _odds_of_a_miss(values, norms, residual, last, n, before.mixed, which)
+            return chain_leak, odds, jnp.isfinite(odds)
 
-        value, coordinates = jax.lax.cond(
-            checking, best_of_chain, lambda: (ritz.values[0], jnp.zeros(rows, leak.dtype))
-        )
-        chain_leak = space.coupling @ coordinates
-        residual = jnp.linalg.norm(chain_leak)
-        last = ritz.values[jnp.maximum(wanted - 1, 0)]
-        # The first row of that space is the random vector, until a restart mixes the rows.
-        weight = jnp.where(before.mixed, 1.0, coordinates[before.chain])
-        unlikely = checking & (_odds_of_a_miss(value, weight, residual, last, n, which) < MISS)
-        clear = jnp.where(check, unlikely, converged)
+        nothing = jnp.zeros_like(leak), jnp.full_like(ritz.norm, jnp.inf), jnp.array(False)
+        chain_leak, odds, none = jax.lax.cond(before.checking, of_chain, lambda: nothing)
+        # Since eigenvalues of the projection only grow, a miss remains as unlikely.
+        clear = before.clear | ~jnp.asarray(check) | (odds < MISS)
+        checking = before.checking & (converged | none) & ~clear
         leak = jnp.where(checking, chain_leak, leak)
     stuck = jnp.linalg.norm(leak) <= 0
-    fresh = ~starting & (stuck | (converged & ~checking & check))
+    fresh = ~starting & (stuck | (converged & ~checking & ~clear))
     # No dimension is left for a random vector: the rest of the space is spanned by `outside`.
     full = space.size + jnp.sum(space.occupied, dtype=jnp.int32) >= n
     leak = jnp.where(fresh & full, space.occupied.astype(leak.dtype), leak)
@@ -375,7 +444,7 @@ def _decide(
         | (num_products >= max_products)
         | ~is_symmetric(space.asymmetry, space.reach)
     )
-    checking |= fresh & converged
+    checking |= fresh & converged & ~clear
     return Next(
         residual=leak,
         fresh=fresh,
@@ -383,6 +452,7 @@ def _decide(
         checking=checking,
         chain=jnp.where(fresh, space.size, before.chain),
         mixed=before.mixed & ~fresh,
+        clear=clear,
     )
 
 
@@ -399,7 +469,7 @@ def search_eigenpairs(
     which: str,
     check: bool | jax.Array,
 ) -> Search:
-    """The first `wanted` pairs: values in `ritz.values`, vectors in the first rows of the basis.
+    """The first `wanted` pairs: values and coordinates in `ritz`.
 
     Args:
       product: v ↦ Hv in flat coordinates.
@@ -434,7 +504,6 @@ def search_eigenpairs(
         space = _aimed(search.space, residual, ~fresh & (jnp.sum(residual != 0) > 1))
         # The condition does not return the basis, which would copy it.
         vector = jax.lax.cond(fresh, lambda: _injected(space, subkey), lambda: space.vectors[slot])
-        space = space._replace(vectors=space.vectors.at[slot].set(vector))
         space = _expanded(space, slot, vector, product)
         space = space._replace(starts=jnp.maximum(space.starts - 1, 0))
         ritz = _ritz(space, which)
@@ -443,8 +512,8 @@ def search_eigenpairs(
         return Search(space, ritz, following, key, num_products)
 
     def cycle(search: Search) -> Search:
-        search = jax.lax.while_loop(lambda s: ~s.next.done & (s.space.size < rows), grow, search)
-        return _compressed(search, wanted, keep)
+        search = _compressed(search, wanted, keep)
+        return jax.lax.while_loop(lambda s: ~s.next.done & ~_is_full(s.space, s.next), grow, search)
 
     space = _start(start, rows, slots)
     begin = Search(
@@ -462,6 +531,7 @@ def search_eigenpairs(
             checking=jnp.array(False),
             chain=jnp.int32(0),
             mixed=jnp.array(False),
+            clear=jnp.array(False),
         ),
         key=key,
         num_products=jnp.int32(0),
@@ -522,9 +592,11 @@ def _challenger(
     """
     rows, n = len(space.projected), space.vectors.shape[1]
     last = jnp.minimum(wanted, rows - 1)
+    coordinates = ritz.coordinates[:, last]
     shift = jnp.zeros_like(ritz.norm) if which == "magnitude" else ritz.norm
     value = jnp.where(jnp.isfinite(ritz.values[last]), ritz.values[last], 0)
-    grown = (value + shift) * space.basis[last] + space.coupling[:, last] @ space.outside
+    left = jnp.where(space.occupied, space.coupling @ coordinates, 0)
+    grown = (value + shift) * space.combined(coordinates[:, None])[0] + left @ space.outside
     size = jnp.linalg.norm(grown)
     noise = jax.random.normal(key, (n,), grown.dtype) / n**0.5
     known = (space.size > wanted) & (size > 0) & jnp.isfinite(size)
@@ -592,7 +664,7 @@ def _find(
     known = jnp.isfinite(values) & is_symmetric(space.asymmetry, space.reach)
     unit = jnp.where(space.unit > 0, space.unit, 1)
     residuals = jnp.where(known, residuals, jnp.inf)
-    vectors = space.basis[:count]
+    vectors = space.combined(ritz.coordinates[:, :count])
     pairs = Eigenpairs(
         values=hessian.differentiable(
             jnp.where(known, sign * unit * values, jnp.nan),
@@ -619,6 +691,23 @@ def unravelled(pairs: Eigenpairs, params: Params) -> Eigenpairs:
     return pairs._replace(vectors=jax.vmap(ravel(in_single(params))[1])(pairs.vectors))
 
 
+@compiled("k", "which", "check")
+def _top(hessian, params, start, key, tolerance, max_products, *, k, which, check) -> Eigenpairs:
+    found = find_eigenpairs(
+        hessian,
+        params,
+        None if start is None else ravelled_rows(start),
+        key=key,
+        tolerance=tolerance,
+        max_products=max_products,
+        wanted=jnp.int32(k),
+        count=k,
+        which=which,
+        check=check,
+    )
+    return unravelled(found.pairs, params)
+
+
 def top_eigenpairs(
     loss: LossOrCurvature,
     params: Params,
@@ -641,7 +730,7 @@ def top_eigenpairs(
     From one random vector, Lanczos iteration finds one direction of a multiple eigenvalue. With
     `check`, once k pairs have converged, it continues with further random vectors, orthogonal to
     the subspace, until each has found a missed pair or the probability that there is one is bounded
-    by 5 %. On the digits network of the book this takes 9 products after 32 (k = 5).
+    by 5 %. On the digits network of the book this takes 6 products after 32 (k = 5).
 
     The values are differentiable, in both modes, by $\partial\lambda_i = u_i^\top (\partial H)
     u_i$, at the cost of three gradients. Thus sharpness can be penalised, as in the last example.
@@ -650,8 +739,8 @@ def top_eigenpairs(
     detected from k = 2 on. Vectors and residuals are treated as constants, so that second
     derivatives are incomplete.
 
-    Memory: less than $3\max(20, 4k + 12)$ vectors of the size of the parameters (for n > 64),
-    because a restart copies the subspace.
+    Memory: less than $1.4\max(20, 4k + 12)$ vectors of the size of the parameters (for n > 64),
+    beside the result and what a product takes; restarts are in place.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
@@ -706,19 +795,17 @@ def top_eigenpairs(
     check_which(which)
     if start is not None:
         start = check_vector("start", start, params, leading=True)
-    result = find_eigenpairs(
+    return _top(
         loss,
         params,
-        None if start is None else ravelled_rows(start),
-        key=key,
-        tolerance=check_positive("tolerance", tolerance),
-        max_products=jnp.int32(max_products),
-        wanted=jnp.int32(k),
-        count=k,
+        start,
+        key,
+        check_positive("tolerance", tolerance),
+        jnp.int32(max_products),
+        k=k,
         which=which,
         check=bool(start is None and k > 1) if check is None else bool(check),
     )
-    return unravelled(result.pairs, params)
 
 
 def check_eigenpair_count(name: str, k: int, n: int) -> int:

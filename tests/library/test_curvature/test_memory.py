@@ -39,8 +39,8 @@ def test_spectral_density_holds_one_basis(num_probes):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_top_eigenpairs_hold_what_is_documented(k):
-    """Less than 3 max(20, 4k + 12) vectors."""
-    assert temporary_vectors(top_eigenpairs, k) < 3 * max(20, 4 * k + 12)
+    """Less than 1.4 max(20, 4k + 12) vectors; without XLA's optimisations, as here, twice."""
+    assert temporary_vectors(top_eigenpairs, k) < 2 * max(20, 4 * k + 12)
 
 
 @pytest.mark.parametrize("routine", [trace, diagonal])
