@@ -291,9 +291,9 @@ def _mixed(
         return jax.lax.dynamic_update_slice(vectors, mixing @ old, (first, start))
 
     def blocks(number: int, start: int, width: int, vectors: jax.Array) -> jax.Array:
-        number = jnp.where(turn, number, 0).astype(jnp.int32)
+        stop = jnp.where(turn, number, 0).astype(jnp.int32)
         return jax.lax.fori_loop(
-            jnp.int32(0), number, lambda i, v: block(v, start + width * i, width), vectors
+            jnp.int32(0), stop, lambda i, v: block(v, start + width * i, width), vectors
         )
 
     if whole:
@@ -315,8 +315,8 @@ def _compressed(search: Search, wanted: jax.Array, keep: int) -> Search:
     space, ritz = search.space, search.ritz
     turn, fresh = _is_full(space, search.next), search.next.fresh
     # The more vectors stay, the sooner a random vector shows that none was missed.
-    keep = jnp.where(fresh, max(keep, len(space.projected) - CHAIN), keep).astype(jnp.int32)
-    size = jnp.minimum(space.size, keep)
+    most = jnp.where(fresh, max(keep, len(space.projected) - CHAIN), keep).astype(jnp.int32)
+    size = jnp.minimum(space.size, most)
     number = jnp.arange(len(space.projected), dtype=jnp.int32)
     kept = number < size
     # Rows and columns from `keep` on are zero, so that these vectors become zero. Empty rows may
@@ -615,11 +615,13 @@ def find_eigenpairs(
     count: int,
     which: str,
     check: bool | jax.Array,
+    challenger: Float[Array, " n"] | None = None,
+    renewed: jax.Array | None = None,
 ) -> Found:
     """`count` pairs, of which the first `wanted` must converge.
 
     Values are NaN if the products are not those of a symmetric matrix. The smallest eigenvalues are
-    computed as the largest of −H.
+    computed as the largest of −H. A given `challenger` is returned as it is unless `renewed`.
     """
     return _find(
         loss,
@@ -630,6 +632,8 @@ def find_eigenpairs(
         max_products,
         wanted,
         jnp.asarray(check),
+        challenger,
+        renewed,
         count=count,
         which=which,
         checks=check is not False,
@@ -638,7 +642,20 @@ def find_eigenpairs(
 
 @compiled("count", "which", "checks")
 def _find(
-    hessian, params, start, key, tolerance, max_products, wanted, check, *, count, which, checks
+    hessian,
+    params,
+    start,
+    key,
+    tolerance,
+    max_products,
+    wanted,
+    check,
+    challenger,
+    renewed,
+    *,
+    count,
+    which,
+    checks,
 ) -> Found:
     # The search is not differentiated: eigenvalues have a derivative rule of their own.
     g, product, flat, unravel = hessian.at(jax.lax.stop_gradient(params))
@@ -677,7 +694,14 @@ def _find(
         converged=residuals <= threshold(values, ritz.norm, tolerance),
         num_products=search.num_products,
     )
-    challenger = _challenger(space, ritz, wanted, jax.random.fold_in(key, 1), which)
+
+    def renew() -> jax.Array:
+        return _challenger(space, ritz, wanted, jax.random.fold_in(key, 1), which)
+
+    if challenger is None:
+        challenger = renew()
+    else:
+        challenger = jax.lax.cond(renewed, renew, lambda: challenger.astype(flat.dtype))
     return Found(pairs, None if g is None else unravel(g), challenger)
 
 

@@ -204,7 +204,7 @@ def _tracker(
     products = jnp.int32(default_products(max_products, max_k))
     tolerance = check_positive("tolerance", tolerance)
 
-    def search(params, start, key, wanted, check) -> Found:
+    def search(params, start, key, wanted, check, challenger=None, renewed=None) -> Found:
         return find_eigenpairs(
             loss,
             params,
@@ -216,6 +216,8 @@ def _tracker(
             count=max_k,
             which=which,
             check=check,
+            challenger=challenger,
+            renewed=renewed,
         )
 
     def next_count(pairs: Eigenpairs, count: jax.Array) -> jax.Array:
@@ -265,7 +267,7 @@ def _tracker(
         start = jnp.concatenate([start, jnp.where(challenged, state.challenger, 0.0)[None]])
         key = jax.random.fold_in(state.key, state.updates)
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1
-        result = search(params, start, key, count, check)
+        result = search(params, start, key, count, check, state.challenger, challenged)
         basis, last = result.pairs.vectors, ravelled_rows(state.pairs.vectors)
         signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
         pairs = unravelled(result.pairs._replace(vectors=signs[:, None] * basis), params)
@@ -280,7 +282,7 @@ def _tracker(
             history=jnp.concatenate([latest[None], past]),
             updates=state.updates + 1,
             key=state.key,
-            challenger=jnp.where(challenged, result.challenger, state.challenger),
+            challenger=result.challenger,
         )
 
     return Tracker(init, update)
