@@ -84,7 +84,12 @@ def peak_memory(pid: int | None) -> int | None:
 
 
 def execute_one(
-    path: Path, env: dict[str, str], *, timeout: int | None, kernels: Path | None = None
+    path: Path,
+    env: dict[str, str],
+    *,
+    timeout: int | None,
+    kernels: Path | None = None,
+    fork: bool = False,
 ) -> Run:
     """Run one notebook and store it.
 
@@ -93,6 +98,7 @@ def execute_one(
       env: environment of the kernel.
       timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
+      fork: as for `executed`.
     """
     start = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
@@ -103,7 +109,7 @@ def execute_one(
     if kernels is not None:
         specs = KernelSpecManager(kernel_dirs=[str(kernels)], ensure_native_kernel=False)
         options["km"] = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    elif sys.platform == "linux":
+    elif fork and sys.platform == "linux":
         km = options["km"] = AsyncKernelManager(kernel_name="python3")
         km.provisioner = ForkedKernel(kernel_id=km.kernel_id, kernel_spec=km.kernel_spec, parent=km)
     client = NotebookClient(
@@ -162,6 +168,7 @@ def executed(
     jobs: int,
     timeout: int | None = CELL_TIMEOUT,
     kernels: Path | None = None,
+    fork: bool = False,
     starting: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[Run]:
     """Run notebooks, up to `jobs` at a time, and yield each as it ends.
@@ -175,6 +182,8 @@ def executed(
       jobs: number of simultaneous notebooks.
       timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
+      fork: whether kernels begin with the libraries imported, on Linux; then neither their time nor
+        their memory is that of a reader's run.
       starting: called with the path of each notebook when it starts.
     """
     for group in split_collector(paths, last_time(env["PFCORE_PROFILE"])):
@@ -192,7 +201,7 @@ def executed(
                         path = waiting.popleft()
                         starting(path)
                         future = pool.submit(
-                            execute_one, path, env, timeout=timeout, kernels=kernels
+                            execute_one, path, env, timeout=timeout, kernels=kernels, fork=fork
                         )
                         running[future] = path
                     for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -66,12 +66,12 @@ def time_left(runs: Sequence[Run], paths: Sequence[Path], profile: str, jobs: in
     )
 
 
-def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int) -> list[Run]:
+def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int, fork: bool) -> list[Run]:
     """Run notebooks under `root`, up to `jobs` at a time, and print a line for each."""
     runs: list[Run] = []
     width = len(str(len(paths)))
     timeout = CELL_TIMEOUT if profile == "quick" else None
-    for run in executed(paths, env=environment(profile), jobs=jobs, timeout=timeout):
+    for run in executed(paths, env=environment(profile), jobs=jobs, timeout=timeout, fork=fork):
         runs.append(run)
         name, left = shown(run.path, root), time_left(runs, paths, profile, jobs)
         print(f"   [{len(runs):{width}}/{len(paths)}] {name}  {run.words}{left}", flush=True)
@@ -193,7 +193,10 @@ def main() -> int:
         paths = [root / path.relative_to(ROOT) for path in paths]
     end_as_interrupted()
     try:
-        runs = execute(paths, root=root, profile=args.profile, jobs=args.jobs)
+        # In place, times and memory are measured for the pages.
+        runs = execute(
+            paths, root=root, profile=args.profile, jobs=args.jobs, fork=not args.in_place
+        )
     except KeyboardInterrupt:
         print("   interrupted")
         return STOPPED

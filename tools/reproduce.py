@@ -224,6 +224,7 @@ def carry_out(
             env=env,
             jobs=jobs,
             timeout=CELL_TIMEOUT if profile == "quick" else None,
+            fork=True,
             starting=starting,
         ):
             runs.append(run)

@@ -29,7 +29,8 @@ def test_kernels_share_imports_and_nothing_else(tmp_path):
     )
     # In a process of its own: this one may have started JAX, which a fork would break.
     code = "import json, sys; from pathlib import Path; from notebook_runs import *\n"
-    code += "for run in executed([*map(Path, sys.argv[1:])], env=environment('quick'), jobs=1):\n"
+    code += "paths, env = [*map(Path, sys.argv[1:])], environment('quick')\n"
+    code += "for run in executed(paths, env=env, jobs=1, fork=True):\n"
     code += "    print(json.dumps([run.peak_mb, run.problem]))"
     done = subprocess.run(
         [sys.executable, "-c", code, first, second],
