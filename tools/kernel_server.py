@@ -78,6 +78,7 @@ class ForkedKernel(LocalProvisioner):
     """Launches kernels by this process's server, which the first kernel starts."""
 
     server: "subprocess.Popen[str] | None" = None
+    last: Forked | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         if ForkedKernel.server is None or ForkedKernel.server.poll() is not None:
@@ -89,10 +90,14 @@ class ForkedKernel(LocalProvisioner):
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the process that asked
             )
+        if ForkedKernel.last is not None:  # a server has one kernel at a time
+            ForkedKernel.last.kill()
+            ForkedKernel.last.wait()
         # What follows `python -m ipykernel_launcher`.
         argv = cmd[cmd.index("ipykernel_launcher") + 1 :]
         forked: Any = Forked(ForkedKernel.server, argv, kwargs.get("cwd"))
-        self.process, self.pid, self.pgid = forked, forked.pid, None
+        ForkedKernel.last = self.process = forked
+        self.pid, self.pgid = forked.pid, None
         return self.connection_info
 
 
