@@ -129,6 +129,8 @@ def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) ->
         command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
         command += [f"--nbval-cell-timeout={timeout}"]
         if len(group) > 1:
+            if sys.platform == "linux":
+                command += ["-p", "tools.forked_kernels"]
             # One worker for each file, since the cells of a notebook share a kernel.
             command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"]
         command += [str(path) for path in group]

@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from pfcore import _programs
 from pfcore._checks import check_count, check_curvature, check_finite, check_vector
-from pfcore._trees import Params, in_single, ravel
+from pfcore._trees import Params, flat_of, in_single, ravel
 from pfcore.curvature.products import (
     Curvature,
     Flat,
@@ -123,14 +123,16 @@ class Factored(Curvature):
         return params
 
     def at(self, params: Params) -> Flat:
-        flat, unravel = ravel(in_single(params))
-        outputs, forward, backward = linearized_function(lambda x: self._outputs(unravel(x)), flat)
+        params = in_single(params)
+        flat, unravel = ravel(params)
+        outputs, forward, backward = linearized_function(self._outputs, params)
         g, middle = self._at_outputs(outputs, self._index, *self._batch)
 
         def product(vector: jax.Array) -> jax.Array:
-            return backward(middle(forward(vector)))
+            return flat_of(backward(middle(forward(unravel(vector)))), flat.dtype)
 
-        return Flat(None if g is None else backward(g), product, flat, unravel)
+        gradient = None if g is None else flat_of(backward(g), flat.dtype)
+        return Flat(gradient, product, flat, unravel)
 
 
 def gauss_newton(
@@ -527,7 +529,7 @@ class Symmetric(Curvature):
 
         def product(vector: jax.Array) -> jax.Array:
             image = self._matvec(params, unravel(vector), *self._batch)
-            return ravel(in_single(image))[0].astype(flat.dtype)
+            return flat_of(in_single(image), flat.dtype)
 
         return Flat(None, product, flat, unravel)
 

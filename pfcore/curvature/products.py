@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pfcore import _programs
 from pfcore._checks import Loss, check_vector, is_hosted
-from pfcore._trees import Params, check_params, in_single, is_complex, ravel
+from pfcore._trees import Params, check_params, flat_of, in_single, is_complex, ravel
 
 MODES = ("forward-over-reverse", "reverse-over-reverse")
 Product = Callable[[Any], Any]  # v -> H v
@@ -239,7 +239,7 @@ def linearized_hvp(loss: LossOrCurvature, params: Params) -> tuple[Params, Produ
 
 
 def linearized_function(
-    function: Callable[[jax.Array], Any], params: jax.Array
+    function: Callable[[Params], Any], params: Params
 ) -> tuple[Any, Product, Product]:
     """Value, product with the Jacobian, and product with its transpose, linearised once."""
     refused: Exception
@@ -254,10 +254,10 @@ def linearized_function(
         refused = error
     value, pulled = jax.vjp(function, params)
 
-    def backward(u: Any) -> jax.Array:
+    def backward(u: Any) -> Params:
         return pulled(u)[0]
 
-    def transposed(v: jax.Array) -> Any:
+    def transposed(v: Params) -> Any:
         return jax.vjp(backward, value)[1](v)[0]
 
     try:  # the transpose of this function, which is linear in the cotangent, is the Jacobian
@@ -278,9 +278,15 @@ def flat_product(loss: Any, params: Params) -> Flat:
     """
     if isinstance(loss, Curvature):
         return loss.at(params)
-    flat, unravel = ravel(in_single(params))
-    g, product = _linearized(lambda x: loss(unravel(x)), flat)
-    return Flat(g, product, flat, unravel)
+    params = in_single(params)
+    flat, unravel = ravel(params)
+    g, product = _linearized(loss, params)
+    return Flat(
+        flat_of(g, flat.dtype),
+        lambda vector: flat_of(product(unravel(vector)), flat.dtype),
+        flat,
+        unravel,
+    )
 
 
 def of_batch(loss: Any, batch: Any, index: Any) -> Any:

@@ -736,7 +736,7 @@ def test_preconditioning_a_sum_over_batches():
     batched = curvature.preconditioned(curvature.over_batches(loss, BATCHES), SCALE)
     found = curvature.spectrum(batched, PARAMS)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-    with pytest.raises(TypeError, match="products of OverBatches run in Python"):
+    with pytest.raises(TypeError, match="products of Preconditioned run in Python"):
         jax.jit(lambda p: curvature.spectrum(batched, p))(PARAMS)
     part, values = curvature.subset(curvature.over_batches(loss, BATCHES), PARAMS, "v")
     np.testing.assert_allclose(part(values), whole(PARAMS), rtol=1e-5)
@@ -837,7 +837,7 @@ def test_curvatures_are_no_losses():
         curvature.hvp(matrix, w, w, mode="forward-over-reverse")
     assert curvature.linearized_hvp(matrix, w)[0] is None
     assert curvature.tracker(matrix, 1).init(w, KEY).gradient is None
-    with pytest.raises(TypeError, match="is a curvature, and has no value"):
+    with pytest.raises(TypeError, match="is a curvature, which has no value"):
         curvature.over_batches(matrix, [])(w)
     assert Traced(matrix).positive_semidefinite and not Traced(jnp.sum).positive_semidefinite
 
