@@ -36,6 +36,7 @@ from pfcore.curvature.krylov import (
     normalised,
     orthogonalise,
     over,
+    reorthogonalise,
     rounding,
     unit_of,
 )
@@ -48,7 +49,7 @@ SMALL = 1e-3
 # Probability, over the random start, that the check for missed eigenvalues ends too early.
 MISS = 0.05
 # Number of columns of the basis that a restart transforms at a time.
-COLUMNS = 2**16
+COLUMNS = 2**14
 # Rows that a restart leaves for the Krylov space of a random vector that is to come.
 CHAIN = 10
 # Share of noise in a challenger, so that it has a component along every direction.
@@ -99,11 +100,6 @@ class Subspace(NamedTuple):
     reach: Float[Array, ""]  # the largest norm of a product with a unit vector
 
     @property
-    def outside(self) -> jax.Array:
-        """Where not `occupied`, these rows may belong to the basis."""
-        return self.vectors[: len(self.coupling)]
-
-    @property
     def filled(self) -> jax.Array:
         return jnp.arange(len(self.projected), dtype=jnp.int32) < self.size
 
@@ -111,6 +107,14 @@ class Subspace(NamedTuple):
         """Vectors with these coordinates in the basis; those of empty rows must be zero."""
         others = len(self.vectors) - len(coordinates)
         return jnp.pad(coordinates[::-1], ((others, 0), (0, 0))).T @ self.vectors
+
+    def combined_outside(self, coordinates: Float[Array, " b"]) -> Float[Array, " n"]:
+        """A vector with these coordinates in `outside`.
+
+        They must be zero for rows that are not `occupied`, which may belong to the basis.
+        """
+        others = len(self.vectors) - len(coordinates)
+        return jnp.pad(coordinates, (0, others)) @ self.vectors
 
 
 class Ritz(NamedTuple):
@@ -176,6 +180,20 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
     )
 
 
+def _combination(space: Subspace, known: Float[Array, " m"]) -> Float[Array, " n"]:
+    """`combined` for one vector, which between restarts has no more than two coordinates."""
+
+    def few() -> jax.Array:
+        _, indices = jax.lax.top_k(jnp.abs(known), min(2, len(known)))
+        last = len(space.vectors) - 1
+        return functools.reduce(jnp.add, [known[i] * space.vectors[last - i] for i in indices])
+
+    def many() -> jax.Array:
+        return space.combined(known[:, None])[0]
+
+    return jax.lax.cond(jnp.sum(known != 0) <= 2, few, many)
+
+
 def _expanded(
     space: Subspace, slot: jax.Array, vector: Float[Array, " n"], product: MatVec
 ) -> Subspace:
@@ -188,14 +206,17 @@ def _expanded(
     unit = unit_of(image, space.unit)
     image = over(image, unit)
     size = jnp.linalg.norm(image)
-    left, along = orthogonalise(image, vectors)
+    # For a symmetric H the components along the basis are known from earlier products.
+    known, own = space.coupling[slot], vector @ image
+    left = image - own * vector - _combination(space._replace(vectors=vectors), known)
+    left, rest = reorthogonalise(left, vectors)
     norm = jnp.linalg.norm(left)
     alive = norm > EXHAUSTED * float(jnp.finfo(image.dtype).eps) * size
     occupied = space.occupied.at[slot].set(False)
-    row = jnp.where(jnp.arange(rows, dtype=jnp.int32) <= space.size, along[::-1][:rows], 0)
-    column = jnp.where(occupied, along[:slots], 0).at[slot].set(jnp.where(alive, norm, 0.0))
-    # For a symmetric H these coefficients equal those known from earlier products.
-    defect = jnp.linalg.norm(row.at[space.size].set(0.0) - space.coupling[slot])
+    change = jnp.where(jnp.arange(rows, dtype=jnp.int32) <= space.size, rest[::-1][:rows], 0)
+    row = (known + change).at[space.size].add(own)
+    column = jnp.where(occupied, rest[:slots], 0).at[slot].set(jnp.where(alive, norm, 0.0))
+    defect = jnp.linalg.norm(change.at[space.size].set(0.0))
     defect = jnp.where(jnp.isfinite(norm), defect, jnp.nan)
     return space._replace(
         vectors=vectors.at[slot].set(normalised(left, norm, alive)),
@@ -227,7 +248,9 @@ def _aimed(space: Subspace, residual: Float[Array, " b"], turn: jax.Array) -> Su
     mirror = unit.at[slot].add(jnp.where(unit[slot] < 0, -1.0, 1.0).astype(unit.dtype))
     mirror = jnp.where(turn, mirror, 0.0)
     scaled = 2 / jnp.maximum(jnp.sum(mirror**2), 1) * mirror
-    along = mirror @ space.outside
+    along = jax.lax.cond(
+        turn, lambda: space.combined_outside(mirror), lambda: jnp.zeros_like(space.vectors[0])
+    )
 
     def reflected(row: jax.Array | int, vectors: jax.Array) -> jax.Array:
         return vectors.at[row].add(-scaled[row] * along)
@@ -596,7 +619,7 @@ def _challenger(
     shift = jnp.zeros_like(ritz.norm) if which == "magnitude" else ritz.norm
     value = jnp.where(jnp.isfinite(ritz.values[last]), ritz.values[last], 0)
     left = jnp.where(space.occupied, space.coupling @ coordinates, 0)
-    grown = (value + shift) * space.combined(coordinates[:, None])[0] + left @ space.outside
+    grown = (value + shift) * space.combined(coordinates[:, None])[0] + space.combined_outside(left)
     size = jnp.linalg.norm(grown)
     noise = jax.random.normal(key, (n,), grown.dtype) / n**0.5
     known = (space.size > wanted) & (size > 0) & jnp.isfinite(size)
@@ -763,8 +786,8 @@ def top_eigenpairs(
     detected from k = 2 on. Vectors and residuals are treated as constants, so that second
     derivatives are incomplete.
 
-    Memory: less than $1.4\max(20, 4k + 12)$ vectors of the size of the parameters (for n > 64),
-    beside the result and what a product takes; restarts are in place.
+    Memory: $\max(20, 4k + 12) + 5$ vectors of the size of the parameters (for n > 64), beside the
+    result and what a product takes; restarts are in place.
 
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.

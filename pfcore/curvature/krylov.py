@@ -30,6 +30,8 @@ MatVec = Callable[[jax.Array], jax.Array]
 STRIDE = 2
 # Error of a product, in units of machine epsilon times ‖H‖.
 ROUNDINGS = 4
+# A vector that Gram-Schmidt shortens by this factor may have lost its orthogonality to rounding.
+CANCELS = 0.7
 # Largest remainder of a product that counts as zero, in units of machine epsilon.
 EXHAUSTED = 10
 
@@ -130,6 +132,24 @@ def orthogonalise(
     return vector - second @ basis, first + second
 
 
+def reorthogonalise(
+    vector: Float[Array, " n"], basis: Float[Array, "m n"]
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """The same for a vector of which large components along the basis have been subtracted.
+
+    One pass, and a second one if the first cancels: where a component was not known.
+    """
+    first = basis @ vector
+    left = vector - first @ basis
+
+    def again() -> tuple[jax.Array, jax.Array]:
+        second = basis @ left
+        return left - second @ basis, first + second
+
+    cancels = jnp.linalg.norm(left) < CANCELS * jnp.linalg.norm(vector)
+    return jax.lax.cond(cancels, again, lambda: (left, first))
+
+
 def normalised(vector: jax.Array, norm: jax.Array, nonzero: jax.Array) -> jax.Array:
     """vector / norm where `nonzero`, else the zero vector."""
     inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, norm, 1.0), 0.0)
@@ -160,7 +180,14 @@ def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     unit = unit_of(image, unit)
     image = over(image, unit)
     size = jnp.linalg.norm(image)
-    image, coordinates = orthogonalise(image, basis)
+    if jnp.iscomplexobj(image):
+        image, coordinates = orthogonalise(image, basis)
+    else:  # a symmetric H couples to the last two vectors alone
+        last = jnp.maximum(j - 1, 0)
+        before = jnp.where(j > 0, hessenberg[j, last], 0)
+        along = basis[j] @ image
+        image, rest = reorthogonalise(image - along * basis[j] - before * basis[last], basis)
+        coordinates = rest.at[j].add(along).at[last].add(before)
     hessenberg = hessenberg.at[:, j].add(coordinates)
     # If the remainder is no larger than the rounding error of this product, the space is invariant
     # to working precision, and the following rows stay zero and uncoupled. Relative to ‖H‖, which

@@ -18,6 +18,7 @@ from pfcore import _programs
 from pfcore._checks import ScalarLike, check_count, check_curvature, check_positive
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.eigenpairs import (
+    COLUMNS,
     Eigenpairs,
     Found,
     check_eigenpair_count,
@@ -98,19 +99,39 @@ class Track(NamedTuple):
     state: TrackerState
 
 
+def _differences(history: Float[Array, "h k n"], known: Array) -> list[jax.Array]:
+    return [jnp.where(known[i], history[i] - history[i + 1], 0.0) for i in range(len(known))]
+
+
+def _gram(history: Float[Array, "h k n"], known: Array) -> Float[Array, "h-1 h-1"]:
+    """Inner products of the differences, a block of columns at a time to save memory."""
+
+    def of(part: jax.Array) -> jax.Array:
+        differences = _differences(part, known)
+        return jnp.stack([jnp.stack([jnp.sum(d * e) for e in differences]) for d in differences])
+
+    n = history.shape[2]
+    whole = n // COLUMNS
+    gram = of(history[:, :, whole * COLUMNS :])
+
+    def add(i: jax.Array, gram: jax.Array) -> jax.Array:
+        return gram + of(jax.lax.dynamic_slice_in_dim(history, i * COLUMNS, COLUMNS, 2))
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(whole), add, gram) if whole else gram
+
+
 def _predicted(history: Float[Array, "h k n"]) -> Float[Array, "k n"]:
     """The next subspace by linear prediction; the last one if there is no history."""
     known = jnp.any(history[1:] != 0, axis=(1, 2))
-    differences = jnp.where(known[:, None, None], history[:-1] - history[1:], 0.0)
-    flat = differences.reshape(len(differences), -1)
-    gram = flat @ flat.T
+    gram = _gram(history, known)
     normal = sum(gram[f + 1 : f + 1 + ORDER, f + 1 : f + 1 + ORDER] for f in range(FITS))
     right = sum(gram[f, f + 1 : f + 1 + ORDER] for f in range(FITS))
     values, vectors = jnp.linalg.eigh(normal)
     trusted = values > 1e-5 * values[-1]
     inverse = jnp.where(trusted, 1 / jnp.where(trusted, values, 1.0), 0.0)
     coefficients = vectors @ (inverse * (vectors.T @ right))
-    return history[0] + jnp.tensordot(coefficients, differences[:ORDER], 1)
+    differences = _differences(history, known)
+    return history[0] + sum(coefficients[i] * differences[i] for i in range(ORDER))
 
 
 def _turned_to_fit(

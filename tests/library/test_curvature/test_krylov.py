@@ -66,6 +66,17 @@ def test_space_is_orthonormal_and_holds_the_projection(kind, depth):
     )
 
 
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])
+def test_space_is_orthonormal_in_single_precision(outlier):
+    values = jnp.linspace(-1, 1, 3000, dtype=jnp.float32).at[0].set(outlier)
+    start = jnp.asarray(np.random.default_rng(0).normal(size=3000), jnp.float32)
+    space = jax.jit(lambda v: krylov_space(lambda v: values * v, v, 60))(start)
+    q = np.asarray(space.basis, np.float64)
+    filled = np.any(q != 0, axis=1)
+    assert filled.sum() > 20
+    np.testing.assert_allclose(q @ q.T, np.diag(1.0 * filled), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["real", "wide", "complex"])
 def test_residual_is_along_the_next_direction_alone(kind):
     """H Q − Q T = β q_{m+1} e_mᵀ."""

@@ -11,7 +11,7 @@ from flax import nnx
 import pfcore
 from pfcore.curvature import diagonal, spectral_density, top_eigenpairs, trace
 
-N = 200_000
+N = 1_000_000
 
 
 def quartic(x):
@@ -39,8 +39,8 @@ def test_spectral_density_holds_one_basis(num_probes):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_top_eigenpairs_hold_what_is_documented(k):
-    """Less than 1.4 max(20, 4k + 12) vectors; without XLA's optimisations, as here, twice."""
-    assert temporary_vectors(top_eigenpairs, k) < 2 * max(20, 4 * k + 12)
+    """And two vectors for the product."""
+    assert temporary_vectors(top_eigenpairs, k) < max(20, 4 * k + 12) + 7.5
 
 
 @pytest.mark.parametrize("routine", [trace, diagonal])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import pfcore
-from pfcore.curvature.products import gradient, hvp, linearized_hvp
+from pfcore import _programs
+from pfcore.curvature.products import flat_product, gradient, hvp, linearized_hvp
 from tests.conftest import flatten, mixed_loss, mixed_params, small_network
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -136,3 +137,13 @@ def test_a_vector_is_taken_in_the_dtype_of_the_parameters():
     for dtype in (np.float64, np.int32):
         product = hvp(lambda p: jnp.sum(p["w"] ** 3), params, {"w": np.array([1, 2], dtype)})["w"]
         assert product.dtype == jnp.float32 and product.tolist() == [6.0, 12.0]
+
+
+def test_leaves_of_a_flat_product_are_not_concatenated():
+    """XLA would compute a bias's sum over samples for every entry of the vector."""
+    loss, params = small_network()
+    for matrix in (loss, pfcore.curvature.gauss_newton(lambda p: p, loss)):
+        at = flat_product(matrix, params)
+        traced = jax.make_jaxpr(at.product)(at.params)
+        names = {e.primitive.name for e in _programs.equations(traced.jaxpr)}
+        assert "concatenate" not in names and "dynamic_update_slice" in names

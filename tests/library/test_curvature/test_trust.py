@@ -128,8 +128,10 @@ def compared(dtype, units):
         for name, value in at(jnp.asarray(unit, dtype)).items():
             one = np.asarray(expected[name], float)
             found = np.asarray(value, float) / unit
-            scale = np.max(np.abs(one))
-            assert np.all(np.abs(found - one) <= 2e-4 * scale), (name, unit, found, one)
+            allowed = 2e-4 * np.max(np.abs(one))
+            if name == "residuals":  # known to within the rounding of ‖H‖
+                allowed += float(jnp.finfo(dtype).eps) * max(map(abs, EIGENVALUES))
+            assert np.all(np.abs(found - one) <= allowed), (name, unit, found, one)
 
 
 def test_answers_do_not_depend_on_the_unit():
