@@ -260,7 +260,8 @@ def main() -> None:
         f"JAX {version('jax')}, {device.device_kind}, {os.cpu_count()} cores, {platform.system()}"
     )
     for part in arguments.parts or PARTS:
-        PARTS[part](SLOW_ROUNDS if part in ("training", "size") else arguments.rounds)
+        slow = part in ("training", "size")
+        PARTS[part](min(arguments.rounds, SLOW_ROUNDS) if slow else arguments.rounds)
 
 
 if __name__ == "__main__":

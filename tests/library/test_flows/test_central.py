@@ -174,8 +174,11 @@ def test_several_critical_directions(max_k):
     # What is off the diagonal is free: the coupling of the directions has no third derivative.
     covariance = vectors.T @ np.asarray(state.variance) @ vectors
     np.testing.assert_allclose(np.diag(covariance), [0.04, 0.06, 0, 0], atol=1e-6)
-    expected = np.array([0, np.sqrt(0.06), 0, 0])
-    np.testing.assert_allclose(np.abs(flow.oscillation(state)), expected, atol=0.02)
+    # The oscillation is along the largest variance, whatever that coupling is.
+    swing, largest = np.asarray(flow.oscillation(state)), np.linalg.eigvalsh(covariance)[-1]
+    assert 0.06 - 1e-6 <= largest <= 0.1 + 1e-6
+    np.testing.assert_allclose(swing @ swing, largest, rtol=1e-6)
+    np.testing.assert_allclose(covariance @ swing, largest * swing, atol=1e-5)
 
 
 def test_batches_over_learning_rates_in_single_precision():
