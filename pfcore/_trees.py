@@ -59,9 +59,9 @@ def ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
 def flat_of(tree: Params, dtype: jnp.dtype) -> jax.Array:
     """The vector of `ravel`, of arrays that are computed in the same program, written one by one.
 
-    XLA fuses a concatenation with what computes its parts. On the processor, a sum over samples
-    that makes a bias's derivative was then evaluated once for every entry of the vector: five
-    times the rest of a product with a million parameters.
+    XLA fuses a concatenation with what computes its parts. On the processor, some programs then
+    evaluated the sum over samples that makes a bias's derivative once for every entry of the
+    vector: a product of an MLP with 0.9 million parameters took 0.11 s instead of 0.02 s.
     """
     flat, start = jnp.zeros(num_entries(tree), dtype), 0
     for leaf in jax.tree.leaves(tree):

@@ -11,7 +11,7 @@ from flax import nnx
 import pfcore
 from pfcore.curvature import diagonal, spectral_density, top_eigenpairs, trace
 
-N = 1_000_000
+N = 200_000
 
 
 def quartic(x):

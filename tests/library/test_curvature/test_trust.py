@@ -129,13 +129,27 @@ def compared(dtype, units):
             one = np.asarray(expected[name], float)
             found = np.asarray(value, float) / unit
             allowed = 2e-4 * np.max(np.abs(one))
-            if name == "residuals":  # known to within the rounding of ‖H‖
+            if name == "residuals" and np.frexp(unit)[0] != 0.5:
+                # Other units than powers of two round the matrix, by more than 2e-4 of a residual.
                 allowed += float(jnp.finfo(dtype).eps) * max(map(abs, EIGENVALUES))
             assert np.all(np.abs(found - one) <= allowed), (name, unit, found, one)
 
 
 def test_answers_do_not_depend_on_the_unit():
-    compared(jnp.float32, [1e-30, 1e-12, 1e12, 1e30])
+    compared(jnp.float32, [1e-30, 1e-12, 1e12, 1e30, 2.0**-100, 2.0**100])
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 0.7, 1.0, 3.0, 1e12, 1e30])
+def test_residuals_cover_those_in_double_precision(unit):
+    """And exceed them by no more than rounding."""
+    matrix, scale = jnp.asarray(turned(*EIGENVALUES), jnp.float32), jnp.float32(unit)
+    params = jnp.zeros(len(EIGENVALUES), jnp.float32)
+    pairs = curvature.top_eigenpairs(lambda x: scale * (x @ (matrix @ x)) / 2, params, 2, key=KEY)
+    u, values = np.float64(pairs.vectors), np.float64(pairs.values) / float(scale)
+    exact = np.linalg.norm(u @ np.float64(matrix) - values[:, None] * u, axis=1)
+    beyond = np.float64(pairs.residuals) / float(scale) - exact
+    epsilon = float(jnp.finfo(jnp.float32).eps) * max(map(abs, EIGENVALUES))
+    assert np.all(beyond >= 0) and np.all(beyond <= 8 * epsilon), beyond / epsilon
 
 
 @pytest.mark.usefixtures("x64")
