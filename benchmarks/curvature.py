@@ -6,8 +6,9 @@
 
 On the digits network, MLP (64, 100, 100, 100, 10) with tanh, mean squared error over 1,437
 samples, after 450 steps of gradient descent at h = 0.2; in single precision, on the processor
-(unless JAX_PLATFORMS says otherwise). All methods of a table are compiled first and then take
-turns, forwards and backwards, so that noise hits all alike; times are medians, and start from the
+unless JAX_PLATFORMS says otherwise (on a GPU with products of matrices in float32, unless
+JAX_DEFAULT_MATMUL_PRECISION does). All methods of a table are compiled first and then take turns,
+forwards and backwards, so that noise hits all alike; times are medians, and start from the
 parameters, with the linearisation.
 
 "jvp of grad": the gradient and its derivative anew for each product. "kept": products of one
@@ -35,19 +36,14 @@ them. Times under load, so read them as no more than an order of magnitude.
 
 import argparse
 import bisect
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from timing import Calls, print_machine, timed
 
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,8 +71,6 @@ FEW, MANY = 5, 35  # products in the two loops whose difference is the cost of o
 KEY = jax.random.key(0)
 
 LINEARISATION = "gradient and linearisation, no product"
-
-Calls = dict[str, Callable[[], Any]]
 
 
 def network(microbatch: int | None = None):
@@ -118,18 +112,6 @@ def kept(loss: Callable, x: jax.Array) -> Callable:
 
 
 PRODUCTS = {"jvp of grad": anew, "kept": kept}
-
-
-def alternating(calls: Calls, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median times of calls that take turns, and what each returned at first."""
-    results = {name: jax.block_until_ready(call()) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(repeats):
-        for name in list(calls)[:: 1 if i % 2 == 0 else -1]:
-            start = time.perf_counter()
-            jax.block_until_ready(calls[name]())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}, results
 
 
 def compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
@@ -177,7 +159,7 @@ def kept_product_time(times: dict[str, float]) -> float:
 
 
 def print_units(repeats: int) -> None:
-    times, _ = alternating(unit_calls(), UNIT_REPEATS * repeats)
+    times, _ = timed(unit_calls(), UNIT_REPEATS * repeats)
     costs = {name: t for name, t in times.items() if name not in ("few", "many")}
     costs[f"product, kept linearisation ({MANY} less {FEW})"] = kept_product_time(times)
     rows = [(name, seconds(t), f"{t / times['gradient']:.2f}") for name, t in costs.items()]
@@ -232,7 +214,7 @@ def print_kinds(repeats: int) -> None:
     for name, matrix in kinds().items():
         for count in (FEW, MANY):
             calls[f"{name}, {count}"] = compiled(partial(loop, matrix, count), x, v)
-    times, _ = alternating(calls, UNIT_REPEATS * repeats)
+    times, _ = timed(calls, UNIT_REPEATS * repeats)
     kept = {
         name: (times[f"{name}, {MANY}"] - times[f"{name}, {FEW}"]) / (MANY - FEW)
         for name in kinds()
@@ -358,7 +340,7 @@ def peer_calls(k: int, points: jax.Array, start: jax.Array, starts: dict, expect
 
 
 def compare(title: str, calls: Calls, points: Any, expected, goals: dict, repeats: int) -> None:
-    times, found = alternating(calls, repeats)
+    times, found = timed(calls, repeats)
     products = {name: float(np.mean(result[2])) for name, result in found.items()}
     quality = {}
     for name, (values, vectors, _) in found.items():
@@ -452,23 +434,25 @@ def print_density(repeats: int) -> None:
 
         return over(probe, stochtrace.sampler_normal(x, num=PROBES)(key))
 
-    def density():
-        options = {"key": KEY, "num_probes": PROBES, "depth": DEPTH}
+    def density(**options):
+        options |= {"key": KEY, "num_probes": PROBES, "depth": DEPTH}
         found = curvature.spectral_density(digits().loss, digits().params, **options)
         return found.nodes, found.weights
 
-    calls: Calls = {"pfcore.spectral_density": density}
+    name = "pfcore.spectral_density"
+    together = f"{name}, batch_size = {PROBES}"
+    calls: Calls = {name: density, together: partial(density, batch_size=PROBES)}
     for way, over in {"vmap": lambda f, v: jax.vmap(f)(v), "lax.map": jax.lax.map}.items():
         for kind in PRODUCTS:
             search = partial(quadrature, kind, over)
             calls[f"matfree, {way}, {kind}"] = compiled(search, x, KEY)
-    times, found = alternating(calls, repeats)
+    times, found = timed(calls, repeats)
     vmapped, mapped = ([name for name in times if way in name] for way in ("vmap", "lax.map"))
     rows = []
     for name, (nodes, weights) in found.items():
         error = f"{relative_error(np.max(nodes, axis=1), top):.1e}"
         mean = f"{x.size * float(jnp.mean(jnp.sum(weights * nodes, axis=1))):.0f}"
-        goal = "0.75" if name.startswith("pfcore") else None
+        goal = "0.5" if name.startswith("pfcore") else None
         ratios = ratio(times, name, mapped), ratio(times, name, vmapped, goal)
         rows.append((name, seconds(times[name]), f"{PROBES * DEPTH}", error, mean, *ratios))
     head = ("", "time", "products", "error of λ₀", "trace", "ratio to best lax.map")
@@ -492,10 +476,10 @@ def print_trace(repeats: int) -> None:
     for kind in PRODUCTS:
         call = compiled(partial(estimated, kind), digits().flat, KEY)
         calls[f"matfree, hutchinson, {kind}"] = call
-    times, found = alternating(calls, repeats)
+    times, found = timed(calls, repeats)
     rows = []
     for name, (mean, error) in found.items():
-        compared = ratio(times, name, peers_in(times), "0.9" if name == "pfcore.trace" else None)
+        compared = ratio(times, name, peers_in(times), "0.7" if name == "pfcore.trace" else None)
         shown = (f"{TRACE_PROBES}", f"{float(mean):.1f}", f"{float(error):.2f}")
         rows.append((name, seconds(times[name]), *shown, compared))
     head = ("", "time", "products", "trace", "standard error", "ratio to best peer")
@@ -526,7 +510,7 @@ def print_overhead(repeats: int) -> None:
         "trace, xtrace": at(curvature.trace, num_probes=half, method="xtrace"),
         "diagonal": at(curvature.diagonal, num_probes=TRACE_PROBES),
     }
-    times, found = alternating(calls | unit_calls(), repeats)
+    times, found = timed(calls | unit_calls(), repeats)
     product, linearisation = kept_product_time(times), times[LINEARISATION]
     rows = []
     for name in calls:
@@ -592,10 +576,8 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=("all", *PARTS), default="all")
     parser.add_argument("--repeats", type=int, default=7, help="of everything that is timed")
     arguments = parser.parse_args()
-    packages = [f"{name} {version(name)}" for name in ("jax", "scipy", "matfree")]
-    where = f"{os.cpu_count()} CPUs, on {jax.devices()[0].platform}, load {os.getloadavg()[0]:.1f}"
-    print(", ".join((where, f"Python {platform.python_version()}", *packages)))
-    print(f"OPENBLAS_NUM_THREADS {os.environ['OPENBLAS_NUM_THREADS']}, repeats {arguments.repeats}")
+    print_machine("scipy", "matfree")
+    print(f"repeats {arguments.repeats}")
     loss = float(digits().flat_loss(digits().flat))
     print(f"{digits().flat.size:,} parameters, loss {loss:.4f} after {WARM_UP} steps")
     for name, part in PARTS.items():

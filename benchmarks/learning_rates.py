@@ -14,20 +14,16 @@ CIFAR-10 (folder PFCORE_DATA) the deep networks are left out.
 """
 
 import argparse
-import os
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from timing import print_machine, timed
 
+# isort: split
 import jax
 import jax.numpy as jnp
 import optax
 from tables import table
-from timing import timed
 
 from pfcore import curvature, experiments, learning_rates
 from pfcore._trees import add_scaled
@@ -111,10 +107,7 @@ def main() -> None:
     parser.add_argument("problems", nargs="*", default=list(PROBLEMS), help=", ".join(PROBLEMS))
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    device = jax.devices()[0]
-    print(
-        f"JAX {version('jax')}, {device.device_kind}, {os.cpu_count()} cores, {platform.system()}"
-    )
+    print_machine("optax")
     for name in arguments.problems:
         problem, num_steps = PROBLEMS[name]
         try:
@@ -122,7 +115,7 @@ def main() -> None:
         except OSError as error:
             print(f"\n{name}: left out, {error}")
             continue
-        found = timed(methods | parts, arguments.rounds)
+        found, _ = timed(methods | parts, arguments.rounds)
         for title, rows, unit in (
             ("methods", methods, "gradient descent"),
             ("parts", parts, "gradient"),

@@ -1,13 +1,14 @@
 """What a step costs, against parameters and samples, and the memory it takes.
 
     python benchmarks/scaling.py               # everything, some minutes on two cores
-    python benchmarks/scaling.py training      # or size, samples, parameters, microbatch
+    python benchmarks/scaling.py training      # or size, batch, samples, parameters, microbatch
     JAX_PLATFORMS=cuda python benchmarks/scaling.py
 
 * training: the digits run of the book, 1,000 steps with the top two eigenpairs certified to 1e-3 at
   every step, and at every tenth; compiled first, then timed from the initial parameters.
 * size: the top three eigenpairs of networks of 1, 10 and 20 million parameters, and following them,
   beside ARPACK (SciPy) over the same compiled product with the same tolerance.
+* batch: Hessian products with 1, 4 and 16 vectors at once, on a GPU in float32 and in TF32.
 * samples, parameters: one step of gradient descent, one Hessian product, and one step with the top
   two eigenvalues tracked, on images of CIFAR-10's shape or the digits; medians over interleaved
   rounds. The images are random numbers where no data is needed to know the cost.
@@ -19,22 +20,19 @@ and results. In single precision, on the processor unless JAX_PLATFORMS says oth
 
 import argparse
 import functools
-import os
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from timing import print_machine, timed
 
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tables import table
-from timing import timed
 
 from pfcore import curvature, datasets, experiments, losses, networks
 from pfcore._trees import add_scaled
@@ -46,6 +44,8 @@ RATE = np.float32(0.01)
 ROUNDS, SLOW_ROUNDS = 5, 3
 # Of three hidden layers: 0.9, 9.8 and 20.1 million parameters.
 WIDTHS = (650, 2200, 3150)
+# Of three hidden layers: 27,710 parameters, 0.9 and 9.8 million; the last on accelerators alone.
+BATCHED_WIDTHS, BATCHES, PRODUCTS = (100, 650, 2200), (1, 4, 16), 5
 
 
 def memory(function: Callable[..., Any], *arguments: Any) -> str:
@@ -98,7 +98,7 @@ def costs(model: nnx.Module, inputs: np.ndarray, rounds: int, microbatch: int | 
         return jax.lax.fori_loop(0, 5, body, (params, state))
 
     state = begin(data, params)
-    seconds = timed(
+    seconds, _ = timed(
         {
             "step": lambda: steps(data, params),
             "product": lambda: products(data, params, params),
@@ -160,7 +160,9 @@ def by_training(rounds: int) -> None:
         start = trainer.start(0)
         count = 1000 // every
         _, found = jax.block_until_ready(trainer.advance(start, 0.2, count))
-        seconds = timed({"run": lambda t=trainer, s=start, c=count: t.advance(s, 0.2, c)}, rounds)
+        seconds, _ = timed(
+            {"run": lambda t=trainer, s=start, c=count: t.advance(s, 0.2, c)}, rounds
+        )
         rows.append(
             (
                 f"every {every}",
@@ -188,11 +190,18 @@ def arpack(product: Callable[[Any], Any], n: int, k: int, tolerance: float) -> t
     return values[::-1], vectors[:, ::-1], count
 
 
+def worst_residual(product: Callable[[Any], Any], values: Any, vectors: Any) -> float:
+    """The largest |Hu − λu| / λ of some pairs, vectors in rows."""
+    return max(
+        float(np.linalg.norm(np.asarray(product(jnp.asarray(u))) - value * u) / value)
+        for value, u in zip(np.asarray(values), np.asarray(vectors), strict=True)
+    )
+
+
 def by_size(rounds: int) -> None:
     """Three eigenpairs of large networks, cold and followed, beside SciPy's ARPACK."""
     digits, k, tolerance, key = datasets.load("digits"), 3, 1e-3, jax.random.key(0)
     data = (digits.train_inputs[:32], digits.train_targets[:32])
-    rows = []
     for width in WIDTHS:
         model = networks.MLP((64, width, width, width, 10), rngs=nnx.Rngs(0))
         loss, params = losses.full_batch(model, *data, kind="mse")
@@ -205,43 +214,81 @@ def by_size(rounds: int) -> None:
         state = jax.block_until_ready(jax.jit(tracker.init)(params, key))
         near = add_scaled(params, -RATE, state.gradient)
         update = jax.jit(tracker.update)
-        seconds = timed(
+        search = functools.partial(curvature.top_eigenpairs, loss, params, k, key=key)
+        ones = jnp.ones(n)
+        seconds, found = timed(
             {
-                "pairs": lambda p=params, f=loss: curvature.top_eigenpairs(f, p, k, key=key),
-                "unchecked": lambda p=params, f=loss: curvature.top_eigenpairs(
-                    f, p, k, key=key, check=False
-                ),
-                "arpack": lambda f=product, n=n: arpack(f, n, k, tolerance)[0],
-                "update": lambda u=update, p=near, s=state: u(p, s),
-                "product": lambda f=product, n=n: f(jnp.ones(n)),
+                "top_eigenpairs": search,
+                "top_eigenpairs, check=False": functools.partial(search, check=False),
+                "tracker.update": lambda u=update, p=near, s=state: u(p, s).pairs,
+                "ARPACK": lambda f=product, n=n: arpack(f, n, k, tolerance),
+                "one product": lambda f=product, v=ones: f(v),
             },
             rounds,
         )
-        pairs = curvature.top_eigenpairs(loss, params, k, key=key)
-        values, vectors, count = arpack(product, n, k, tolerance)
-        worst = max(
-            np.linalg.norm(np.asarray(product(jnp.asarray(u))) - value * u) / value
-            for value, u in zip(values, vectors.T, strict=True)
+        rows = []
+        for name, result in found.items():
+            products, residual = "1", ""
+            if name == "ARPACK":
+                values, vectors, count = result
+                products, residual = str(count), f"{worst_residual(product, values, vectors.T):.0e}"
+            elif name != "one product":
+                products = str(int(result.num_products))
+                residual = f"{float(np.max(result.residuals / result.values)):.0e}"
+            compared = f"{seconds[name] / seconds['ARPACK']:.2f}"
+            rows.append((name, f"{seconds[name]:.3f}", products, residual, compared))
+        title = f"{n / 1e6:.1f} million parameters, MLP on 32 digits, k = {k}, tolerance 1e-3"
+        table(title, ("", "s", "products", "residual", "ratio to ARPACK"), rows)
+
+
+def by_batch(rounds: int) -> None:
+    """Products with several vectors at once, in float32 and TF32."""
+    digits = datasets.load("digits")
+    on_cpu = jax.default_backend() == "cpu"
+    for width in BATCHED_WIDTHS[:2] if on_cpu else BATCHED_WIDTHS:
+        model = networks.MLP((64, width, width, width, 10), rngs=nnx.Rngs(0))
+        loss, params = losses.full_batch(
+            model, digits.train_inputs, digits.train_targets, kind="mse"
         )
-        rows.append(
-            (
-                f"{n / 1e6:.1f} million",
-                f"{1e3 * seconds['product']:.0f}",
-                f"{seconds['pairs']:.1f} ({int(pairs.num_products)})",
-                f"{seconds['unchecked']:.1f}",
-                f"{seconds['arpack']:.1f} ({count})",
-                f"{seconds['update']:.1f}",
-                f"{float(np.max(pairs.residuals / pairs.values)):.0e}, {worst:.0e}",
+        n = networks.num_params(model)
+        vectors = jax.random.normal(jax.random.key(0), (max(BATCHES), n))
+        flat, unravel = ravel_pytree(params)
+
+        def products(flat, vectors, unravel=unravel, loss=loss):
+            product = jax.vmap(jax.linearize(jax.grad(lambda x: loss(unravel(x))), flat)[1])
+            # No power iteration: the vectors stay in the range of the precision.
+            return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: v + 1e-3 * product(v), vectors)
+
+        calls = {}
+        # What a CPU multiplies in float32 whatever is chosen.
+        for precision in ("highest",) if on_cpu else ("highest", "tensorfloat32"):
+            for batch in BATCHES:
+                with jax.default_matmul_precision(precision):
+                    program = jax.jit(products).lower(flat, vectors[:batch]).compile()
+                calls[precision, batch] = functools.partial(program, flat, vectors[:batch])
+        seconds, found = timed(calls, rounds)
+        rows = []
+        for (precision, batch), result in found.items():
+            each = seconds[precision, batch] / (batch * PRODUCTS)
+            exact, given = found["highest", batch], vectors[:batch]
+            off = jnp.linalg.norm(result - exact) / jnp.linalg.norm(exact - given)
+            rows.append(
+                (
+                    f"{'float32' if precision == 'highest' else 'TF32'}, {batch} at once",
+                    f"{1e3 * each:.3f}",
+                    f"{each * PRODUCTS / seconds['highest', 1]:.2f}",
+                    "" if precision == "highest" else f"{float(off):.0e}",
+                )
             )
-        )
-    head = ("parameters", "product, ms", "top three, s (products)", "unchecked, s")
-    head += ("ARPACK, s (products)", "tracked point, s", "residuals, ours and ARPACK's")
-    table("MLP on 32 digits, k = 3, tolerance 1e-3", head, rows)
+        title = f"Hessian products, MLP with {n:,} parameters, {len(digits.train_targets):,} digits"
+        head = ("", "ms a product", "ratio to float32, one at a time", "off float32")
+        table(title, head, rows)
 
 
 PARTS = {
     "training": by_training,
     "size": by_size,
+    "batch": by_batch,
     "samples": by_samples,
     "parameters": by_parameters,
     "microbatch": by_microbatch,
@@ -255,10 +302,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
-    device = jax.devices()[0]
-    print(
-        f"JAX {version('jax')}, {device.device_kind}, {os.cpu_count()} cores, {platform.system()}"
-    )
+    print_machine("scipy")
     for part in arguments.parts or PARTS:
         slow = part in ("training", "size")
         PARTS[part](min(arguments.rounds, SLOW_ROUNDS) if slow else arguments.rounds)

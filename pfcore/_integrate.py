@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pfcore import _programs
 from pfcore._checks import ArrayLike, ScalarLike, check_count, check_learning_rate
 from pfcore._trees import Params, in_single, real_dtype
 from pfcore.flows.flow import Flow, State, SteppedFlow, shared
@@ -480,6 +481,7 @@ def _in_single(params: Params) -> Params:
     return jax.tree.map(cast, params)
 
 
+@_programs.settings()
 def integrate(
     flow: Flow | SteppedFlow,
     params: Params,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -135,11 +136,41 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
     return [read(v) for v in jaxpr.outvars]
 
 
+# Machine epsilon of the formats in which accelerators multiply float32 matrices, by setting of
+# `jax_default_matmul_precision`, on a GPU and on a TPU. A CPU has float32 only.
+_TF32, _BFLOAT16, _THREE_BFLOAT16 = 2.0**-10, 2.0**-7, 2.0**-16
+_COARSE = {
+    "default": (_TF32, _BFLOAT16),
+    "fastest": (_TF32, _BFLOAT16),
+    "bfloat16": (_TF32, _BFLOAT16),
+    "high": (_TF32, _THREE_BFLOAT16),
+    "tensorfloat32": (_TF32, _THREE_BFLOAT16),
+    "bfloat16_3x": (_TF32, _THREE_BFLOAT16),
+}
+_FULL = "highest"
+
+
 @contextlib.contextmanager
-def broadcasting() -> Iterator[None]:
-    """Allow arrays of different ranks in an operation, whatever the user's setting."""
-    with jax.numpy_rank_promotion("allow"):
+def settings() -> Iterator[None]:
+    """The settings under which this library traces functions.
+
+    Float32 matrices are multiplied in float32, unless the user has set
+    `jax_default_matmul_precision`: JAX's default on a GPU is TF32, with a rounding error 8,000
+    times larger, and bfloat16 on a TPU. Arrays of different ranks are allowed in an operation.
+    """
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    with jax.numpy_rank_promotion("allow"), jax.default_matmul_precision(chosen or _FULL):
         yield
+
+
+def machine_epsilon(dtype: Any) -> float:
+    """That of `dtype`, or of the coarser format in which its matrices are multiplied."""
+    own = float(jnp.finfo(dtype).eps)
+    chosen = jax.config.jax_default_matmul_precision or _FULL  # type: ignore[attr-defined]
+    backend = jax.default_backend()
+    if backend == "cpu" or jnp.finfo(dtype).bits != 32:
+        return own
+    return max(own, _COARSE.get(chosen, (own, own))[backend == "tpu"])
 
 
 class Code:
@@ -192,10 +223,11 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
 
     It can be evaluated, under transformations too, but its custom derivative rules are lost.
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    if _hides_arrays(closed.jaxpr):
-        opened = functools.partial(_opened, closed.jaxpr, closed.consts)
-        closed = jax.make_jaxpr(opened)(*jax.tree.leaves(args))
+    with settings():
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        if _hides_arrays(closed.jaxpr):
+            opened = functools.partial(_opened, closed.jaxpr, closed.consts)
+            closed = jax.make_jaxpr(opened)(*jax.tree.leaves(args))
     return Program(Code(closed.jaxpr, jax.tree.structure(shape)), list(closed.consts))
 
 

@@ -32,6 +32,7 @@ def _descend(
 _compiled = jax.jit(_descend, static_argnums=(3, 4))
 
 
+@_programs.settings()
 def gradient_descent(
     loss: Loss,
     params: Params,

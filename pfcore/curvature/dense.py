@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pfcore import _programs
 from pfcore._checks import check_curvature
 from pfcore._trees import Params, num_entries, ravel, real_dtype
 from pfcore.curvature.krylov import (
@@ -68,7 +69,7 @@ def apply_to_vector(
     space = krylov_space(product, vector, TRIAL_DEPTH)
     coordinates = function_coordinates(function, space)
     tail = jnp.max(jnp.abs(coordinates[-8:]))
-    resolved = tail <= 10 * float(jnp.finfo(vector.dtype).eps) * jnp.max(jnp.abs(coordinates))
+    resolved = tail <= 10 * _programs.machine_epsilon(vector.dtype) * jnp.max(jnp.abs(coordinates))
     return jax.lax.cond(resolved, lambda: from_coordinates(space, coordinates), diagonalise)
 
 

@@ -25,7 +25,7 @@ from pfcore.curvature.products import LossOrCurvature, compiled
 SCALES = ("linear", "symlog")
 
 
-@_programs.broadcasting()
+@_programs.settings()
 def spread(samples: jax.Array) -> jax.Array:
     """Standard error of the mean over the leading axis; NaN for a single sample."""
     count = len(samples)
@@ -77,7 +77,7 @@ class SpectralDensity(NamedTuple):
         slopes = jnp.sum(self.weights * jnp.abs(self.nodes) ** (k - 1), axis=1)
         return jnp.hypot(spread(self._moments(k)), jnp.mean(k * slopes * self.rounding))
 
-    @_programs.broadcasting()
+    @_programs.settings()
     def _densities(
         self, grid: ArrayLike, bandwidth: ScalarLike, scale: str, linear_threshold: ScalarLike
     ) -> jax.Array:

@@ -176,7 +176,7 @@ def _search(
     begin = loss(params)
     dtype = start.dtype
     # Smaller differences may be rounding error.
-    blur = ROUNDINGS * float(jnp.finfo(begin.dtype).eps) * jnp.abs(begin)
+    blur = ROUNDINGS * _programs.machine_epsilon(begin.dtype) * jnp.abs(begin)
 
     def is_narrow(lower: jax.Array, upper: jax.Array) -> jax.Array:
         return (lower > 0) & jnp.isfinite(upper) & (upper - lower <= tolerance * upper)
@@ -238,6 +238,7 @@ def _compiled_search(program, params, update, start, tolerance, *, most):
     return _search(program, params, update, start, tolerance, most)
 
 
+@_programs.settings()
 def critical_learning_rate(
     loss: Any,
     params: Params,
@@ -357,6 +358,7 @@ def _summary(
     )
 
 
+@_programs.settings()
 def minibatch_sharpness(
     loss: Any,
     params: Params,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pfcore import _programs
 from pfcore._checks import (
     ScalarLike,
     check_count,
@@ -159,7 +160,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         length = norm_of(vectors[i])
         left, _ = orthogonalise(normalised(vectors[i], length, length > 0), outside)
         after = jnp.linalg.norm(left)
-        enough = after > 100 * float(jnp.finfo(dtype).eps)
+        enough = after > 100 * _programs.machine_epsilon(dtype)
         outside = outside.at[count].set(normalised(left, after, enough))
         return outside, count + enough.astype(jnp.int32)
 
@@ -211,7 +212,7 @@ def _expanded(
     left = image - own * vector - _combination(space._replace(vectors=vectors), known)
     left, rest = reorthogonalise(left, vectors)
     norm = jnp.linalg.norm(left)
-    alive = norm > EXHAUSTED * float(jnp.finfo(image.dtype).eps) * size
+    alive = norm > EXHAUSTED * _programs.machine_epsilon(image.dtype) * size
     occupied = space.occupied.at[slot].set(False)
     change = jnp.where(jnp.arange(rows, dtype=jnp.int32) <= space.size, rest[::-1][:rows], 0)
     row = (known + change).at[space.size].add(own)

@@ -80,7 +80,7 @@ def rounding(norm: jax.Array) -> jax.Array:
     It is a few machine epsilons times ‖H‖, even if the product is small. It cannot be estimated
     from the products themselves; ROUNDINGS was measured on networks, against double precision.
     """
-    return ROUNDINGS * float(jnp.finfo(norm.dtype).eps) * norm
+    return ROUNDINGS * _programs.machine_epsilon(norm.dtype) * norm
 
 
 def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array
 def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     """One step of Arnoldi iteration: a product, orthogonalised against all earlier vectors."""
     basis, hessenberg, unit = space
-    eps = float(jnp.finfo(basis.dtype).eps)
+    eps = _programs.machine_epsilon(basis.dtype)
     image = matvec(basis[j])
     unit = unit_of(image, unit)
     image = over(image, unit)
@@ -210,7 +210,7 @@ def _tridiagonal(hessenberg: jax.Array) -> tuple[jax.Array, jax.Array]:
     return symmetric, jnp.max(jnp.abs(hessenberg - symmetric))
 
 
-@_programs.broadcasting()
+@_programs.settings()
 def krylov_space(matvec: MatVec, vector: Inexact[Array, " n"], depth: int) -> KrylovSpace:
     """Arnoldi iteration with every new vector orthogonalised twice against all earlier ones.
 
@@ -250,7 +250,7 @@ def matrix_function(
         scaled = scaled * (vectors.T @ vector).astype(scaled.dtype)
         return vectors.astype(scaled.dtype) @ scaled
     values, vectors = jnp.linalg.eig(matrix)
-    rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    rounding = 10 * matrix.shape[0] * _programs.machine_epsilon(matrix.dtype)
     on_axis = jnp.abs(values.imag) <= rounding * jnp.max(jnp.abs(values))
     values = jnp.where(on_axis, jax.lax.complex(values.real, jnp.zeros_like(values.real)), values)
     return vectors @ (function(values) * jnp.linalg.solve(vectors, vector))
@@ -325,7 +325,7 @@ def _change(
     return jnp.linalg.norm(jnp.where(weights > 0, size * weights, 0))
 
 
-@_programs.broadcasting()
+@_programs.settings()
 def krylov_apply(
     function: Callable[[jax.Array], jax.Array],
     matvec: MatVec,

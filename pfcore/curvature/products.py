@@ -173,6 +173,7 @@ def _both(loss: Any, mode: str | None, params: Params, vector: Params) -> tuple[
     return g, product(vector)
 
 
+@_programs.settings()
 def hvp(
     loss: LossOrCurvature, params: Params, vector: Params, *, mode: str | None = None
 ) -> Params:
@@ -210,6 +211,7 @@ def hvp(
     return gradient_and_hvp(loss, params, vector, mode)[1]
 
 
+@_programs.settings()
 def linearized_hvp(loss: LossOrCurvature, params: Params) -> tuple[Params, Product]:
     r"""$(g, v \mapsto Hv)$, linearised once: terms that do not depend on $v$ are not recomputed.
 
@@ -425,7 +427,7 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        body = _programs.broadcasting()(body)
+        body = _programs.settings()(body)
         jitted = jax.jit(body, static_argnames=static)
 
         @functools.wraps(body)

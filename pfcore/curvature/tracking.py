@@ -259,7 +259,7 @@ def _tracker(
             converged=active & pairs.converged,
         )
 
-    @_programs.broadcasting()
+    @_programs.settings()
     def init(params: Params, key: PRNGKeyArray) -> TrackerState:
         if not isinstance(loss, Hessian | Traced):  # within `track`, which has checked it
             params = check_curvature(loss, params)
@@ -279,7 +279,7 @@ def _tracker(
             challenger=result.challenger,
         )
 
-    @_programs.broadcasting()
+    @_programs.settings()
     def update(params: Params, state: TrackerState) -> TrackerState:
         count, history = state.num_tracked, state.history
         active = jnp.arange(max_k, dtype=jnp.int32) < count

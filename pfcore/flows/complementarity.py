@@ -117,7 +117,7 @@ def _accelerated(
     return end.X * (unit[:, None] * unit), end.number
 
 
-@_programs.broadcasting()
+@_programs.settings()
 def solve(
     A: ArrayLike,
     B: ArrayLike,

@@ -1,13 +1,15 @@
 """Run the jobs that `jobs.toml` lists on an offline machine with a GPU.
 
     python run.py --out FOLDER [--minutes 9] [--lanes 4] [--only NAME ...] [--skip-tests]
+    python run.py --out FOLDER [--minutes 9] --benchmarks
 
 Runs in a folder created by `make gpu-job`: `tree` (the checkout), `wheels`, `data` and this file,
 and, after an earlier call, `work`. Jobs are started in order, `lanes` at a time on the same device.
 Unfinished jobs are stopped when the minutes are over, and resumed by the next call. Output consists
 of at most six files: `records.tar.gz` (imported by `tools/gpu/take.py`), `unfinished.tar.gz`, to be
-unpacked here before the next call on another machine, `table.md`, `jobs.json`, `log.txt` and
-`tests.txt`.
+unpacked in `work` before the next call on another machine, `table.md`, `job.json`, `log.txt` and
+`tests.txt`. With `--benchmarks`, the listed benchmarks run in place of the jobs, alone on the
+device; output is `benchmarks.txt`.
 """
 
 import argparse
@@ -120,6 +122,32 @@ def run_tests(out: Path, env: dict[str, str], names: list[str]) -> str:
     return lines[-1] if lines else "no output"
 
 
+def run_benchmarks(out: Path, env: dict[str, str], commands: list[str], deadline: float) -> None:
+    """Run benchmarks in order; one that the deadline stops keeps what it has printed."""
+    plain = {key: value for key, value in env.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": ""}
+    with open(out / "benchmarks.txt", "w", encoding="utf-8") as log:
+        for command in commands:
+            left = deadline - time.monotonic()
+            log.write(f"\n$ python benchmarks/{command}\n")
+            log.flush()
+            if left <= 0:
+                log.write("no time left\n")
+                continue
+            script, *options = command.split()
+            try:
+                subprocess.run(
+                    [sys.executable, str(TREE / "benchmarks" / script), *options],
+                    env=plain,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=left,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                log.write("stopped: no time left\n")
+    print((out / "benchmarks.txt").read_text(encoding="utf-8"))
+
+
 def start(job: dict[str, Any], env: dict[str, str], options: list[str], log: Any):
     command = [sys.executable, str(ROOT / "run.py"), "--one", job["name"], *options]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -194,6 +222,7 @@ def main() -> int:
         "--set", nargs="*", default=[], help="settings, such as problem.num_train=64"
     )
     parser.add_argument("--skip-tests", action="store_true")
+    parser.add_argument("--benchmarks", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -210,10 +239,15 @@ def main() -> int:
         parser.error(f"no job is called {', '.join(sorted(unknown))}")
     queue = [job for job in known if not args.only or job["name"] in args.only]
     env = environment()
-    named = tomllib.loads((ROOT / "jobs.toml").read_text(encoding="utf-8"))["tests"]
+    listed = tomllib.loads((ROOT / "jobs.toml").read_text(encoding="utf-8"))
+    if args.benchmarks:
+        run_benchmarks(args.out, env, listed["benchmarks"], deadline)
+        return 0
     # Together with the first jobs, since tests mostly wait for the compiler.
     with futures.ThreadPoolExecutor(1) as beside:
-        tested = None if args.skip_tests else beside.submit(run_tests, args.out, env, named)
+        tested = (
+            None if args.skip_tests else beside.submit(run_tests, args.out, env, listed["tests"])
+        )
         options = ["--profile", args.profile, *(["--set", *args.set] if args.set else [])]
         with open(args.out / "log.txt", "w", encoding="utf-8") as log:
             work_through(queue, env, options, deadline, args.lanes, log)
