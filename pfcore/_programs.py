@@ -100,13 +100,22 @@ def _structure(jaxpr: core.Jaxpr) -> Hashable:
     return len(jaxpr.constvars), inputs, body, tuple(name(v) for v in jaxpr.outvars)
 
 
-def _hides_arrays(value: Any) -> bool:
+def _holds_arrays(value: Any) -> bool:
     """Whether a compiled function among these holds constant arrays."""
-    if isinstance(value, core.ClosedJaxpr):
-        return bool(value.consts) or _hides_arrays(value.jaxpr)
-    if isinstance(value, core.Jaxpr):
-        return any(_hides_arrays(v) for eqn in value.eqns for v in eqn.params.values())
-    return isinstance(value, (tuple, list)) and any(_hides_arrays(v) for v in value)
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):  # since JAX 0.11 one class
+        return bool(getattr(value, "consts", ())) or _hides_arrays(value)
+    return isinstance(value, (tuple, list)) and any(_holds_arrays(v) for v in value)
+
+
+def _hides_arrays(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> bool:
+    """Whether a compiled function that is called in a jaxpr holds constant arrays."""
+    return any(_holds_arrays(v) for eqn in jaxpr.eqns for v in eqn.params.values())
+
+
+def _without_arrays(closed: core.ClosedJaxpr) -> core.Jaxpr:
+    """The jaxpr whose constants are arguments, as they always were before JAX 0.11."""
+    jaxpr: Any = closed.jaxpr
+    return jaxpr.with_consts([]) if getattr(jaxpr, "consts", ()) else jaxpr
 
 
 def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
@@ -121,9 +130,9 @@ def _opened(jaxpr: core.Jaxpr, consts: Any, *args: Any) -> list[Any]:
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
         inner: Any = eqn.params.get("call_jaxpr" if eqn.primitive.name in _CUSTOM else "jaxpr")
-        if eqn.primitive.name in (*_CALLS, *_CUSTOM) and _hides_arrays(inner):
+        if eqn.primitive.name in (*_CALLS, *_CUSTOM) and _holds_arrays(inner):
             outputs = _opened(inner.jaxpr, inner.consts, *inputs)
-        elif eqn.primitive.name == "cond" and _hides_arrays(eqn.params["branches"]):
+        elif eqn.primitive.name == "cond" and _holds_arrays(eqn.params["branches"]):
             branches = [
                 functools.partial(_opened, branch.jaxpr, branch.consts)
                 for branch in eqn.params["branches"]
@@ -228,7 +237,8 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
         if _hides_arrays(closed.jaxpr):
             opened = functools.partial(_opened, closed.jaxpr, closed.consts)
             closed = jax.make_jaxpr(opened)(*jax.tree.leaves(args))
-    return Program(Code(closed.jaxpr, jax.tree.structure(shape)), list(closed.consts))
+    code = Code(_without_arrays(closed), jax.tree.structure(shape))
+    return Program(code, list(closed.consts))
 
 
 # Functions that will always compute the same: all that they close over is fixed.
