@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
     site = ROOT / "site"
     for wheel in sorted(WHEELS.glob("*.whl")):
         shutil.unpack_archive(wheel, site, "zip")
-    flags = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
+    flags = "--xla_gpu_enable_triton_gemm=false"
     return os.environ | {
         "PYTHONPATH": f"{TREE}{os.pathsep}{site}",
         "PFCORE_DATA": str(DATA),
