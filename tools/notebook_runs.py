@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ from notebook_files import ROOT, normalise, serialise
 COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
 # XLA's fusion emitters for CPUs take longer to compile than these small programs run. Without them
-# numbers differ by rounding, in stored and in rerun notebooks alike.
-COMPILE_FASTER = "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+# numbers differ by rounding, in stored and in rerun notebooks alike. XLA ends a process at a flag
+# that it does not know, as it does this one since JAX 0.11.
+COMPILE_FASTER = "--xla_llvm_disable_expensive_passes=true"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    COMPILE_FASTER = f"--xla_cpu_use_fusion_emitters=false {COMPILE_FASTER}"
 TIMES = "times.json"  # beside the notebooks
 # A new measurement within this share of the stored one does not replace it.
 SAME = 0.2

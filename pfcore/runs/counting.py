@@ -8,7 +8,7 @@ branches included. Counts depend on no machine and no load.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class _Counter:
             if name == "while":
                 return self.loop(given, args)
             if name == "scan":
-                return self.scan(given, args)
+                return self.scan(equation, args)
             if name in CALLS or name in CUSTOM:
                 return self.closed(given["call_jaxpr" if "call_jaxpr" in given else "jaxpr"], *args)
             raise NotImplementedError(f"products over samples within {name} cannot be counted")
@@ -157,14 +157,22 @@ class _Counter:
         total, _, carry = jax.lax.while_loop(lambda s: jnp.any(s[1]), body, (*ask(carry), carry))
         return total, carry
 
-    def scan(self, given: dict[str, Any], args: list[Any]) -> tuple[Any, list[Any]]:
-        first, second = given["num_consts"], given["num_consts"] + given["num_carry"]
+    def scan(self, equation: core.JaxprEqn, args: list[Any]) -> tuple[Any, list[Any]]:
+        given = equation.params
+        # Told by their dimensions: parameters that count them have changed from JAX to JAX.
+        once, whole = given["jaxpr"], cast(Any, equation)
+        carried = zip(whole.outvars, once.out_avals, strict=True)
+        num_carry = sum(outside.aval.ndim == inside.ndim for outside, inside in carried)
+        given_in_rows = zip(whole.invars, once.in_avals, strict=True)
+        num_rows = sum(outside.aval.ndim > inside.ndim for outside, inside in given_in_rows)
+        second = len(args) - num_rows
+        first = second - num_carry
         fixed, carry, rows = args[:first], args[first:second], args[second:]
 
         def body(state: Any, row: Any) -> Any:
             total, carry = state
             count, found = self.closed(given["jaxpr"], *fixed, *carry, *row)
-            return (_plus(total, count), found[: given["num_carry"]]), found[given["num_carry"] :]
+            return (_plus(total, count), found[:num_carry]), found[num_carry:]
 
         (total, carry), columns = jax.lax.scan(
             body,

@@ -172,7 +172,8 @@ def test_source_of_an_entry_is_its_lines_at_the_tag():
     assert match is not None and match[1] == REPOSITORY
     assert match[2] == pfcore.__version__
     lines = (ROOT / match[3]).read_text(encoding="utf-8").splitlines()
-    assert lines[int(match[4]) - 1].startswith("def gradient_descent(")
+    assert lines[int(match[4]) - 1].startswith("@")
+    assert lines[int(match[4])].startswith("def gradient_descent(")
     assert "_compiled(" in lines[int(match[5]) - 1]
     assert (
         docstrings.source_of(REPOSITORY, "py", {"module": "pfcore", "fullname": "nothing"}) is None

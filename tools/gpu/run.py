@@ -13,6 +13,7 @@ device; output is `benchmarks.txt`.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -105,6 +106,8 @@ def run_tests(out: Path, env: dict[str, str], names: list[str]) -> str:
     """Run some of the unit tests on the device; returns pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-o", "addopts="]
     command += ["-o", "filterwarnings=default", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "4"]
     with open(out / "tests.txt", "w", encoding="utf-8") as log:
         try:
             subprocess.run(
