@@ -8,7 +8,7 @@ branches included. Counts depend on no machine and no load.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
