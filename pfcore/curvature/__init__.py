@@ -2,6 +2,9 @@
 
 Every routine takes `(loss, params)` for the Hessian of a loss, or `(curvature, params)` for the
 Gauss-Newton matrix, the Fisher matrix, one of them preconditioned, or a matrix of your own.
+
+Float32 matrices are multiplied in float32 on a GPU and on a TPU too, unless the JAX setting
+`jax_default_matmul_precision` asks for less; every error then includes its rounding.
 """
 
 from pfcore.curvature.dense import spectrum
