@@ -155,6 +155,9 @@ _COARSE = {
     "high": (_TF32, _THREE_BFLOAT16),
     "tensorfloat32": (_TF32, _THREE_BFLOAT16),
     "bfloat16_3x": (_TF32, _THREE_BFLOAT16),
+    "TF32_TF32_F32": (_TF32, _TF32),
+    "BF16_BF16_F32": (_BFLOAT16, _BFLOAT16),
+    "BF16_BF16_F32_X3": (_THREE_BFLOAT16, _THREE_BFLOAT16),
 }
 _FULL = "highest"
 

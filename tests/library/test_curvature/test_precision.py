@@ -96,6 +96,7 @@ def test_a_precision_that_is_chosen_is_kept(network):
         ("gpu", "float32", 2.0**-23),
         ("gpu", "default", 2.0**-10),
         ("gpu", "tensorfloat32", 2.0**-10),
+        ("gpu", "BF16_BF16_F32", 2.0**-7),
         ("tpu", "default", 2.0**-7),
         ("tpu", "highest", 2.0**-23),
     ],
