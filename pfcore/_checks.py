@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from pfcore import _programs
 from pfcore._trees import Params, check_params
@@ -15,6 +17,7 @@ Loss = Callable[[Any], jax.Array]  # params -> real scalar
 # Arguments before validation: the checks below reject more, with better messages, than a type can.
 ScalarLike = Any  # a number or an array of shape ()
 ArrayLike = Any  # anything that jnp.asarray accepts
+KeyLike = Any  # one key for random numbers
 
 
 def check_number(name: str, value: ScalarLike, *, hint: str = "") -> jax.Array:
@@ -70,6 +73,19 @@ def check_count(name: str, value: Any, *, minimum: int) -> int:
     if count < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {count}")
     return count
+
+
+def check_key(key: Any) -> PRNGKeyArray:
+    """One key for random numbers, `jax.random.key(seed)` or the older `PRNGKey(seed)`."""
+    what = repr(key)
+    if isinstance(key, np.ndarray):
+        key = jnp.asarray(key)
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == (0 if typed else 1) and (typed or key.dtype == jnp.uint32):
+            return key
+        what = f"an array of {key.dtype} of shape {key.shape}"
+    raise TypeError(f"key must be one key, such as jax.random.key(0), got {what}")
 
 
 def check_vector(name: str, vector: Any, params: Params, *, leading: bool = False) -> Params:

@@ -8,6 +8,7 @@ holds no data.
 """
 
 import contextlib
+import contextvars
 import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -175,9 +176,36 @@ def settings() -> Iterator[None]:
         yield
 
 
+# Machine epsilons of the products in the innermost scope of `products`.
+_passed: contextvars.ContextVar[list[float] | None] = contextvars.ContextVar("passed", default=None)
+
+
+@contextlib.contextmanager
+def products() -> Iterator[None]:
+    """A scope in which `machine_epsilon` includes the formats given to `computed_by`."""
+    token = _passed.set([])
+    try:
+        yield
+    finally:
+        _passed.reset(token)
+
+
+def computed_by(jaxpr: core.Jaxpr) -> None:
+    """Say that products are computed by this jaxpr, often in a coarser format than that of the
+    parameters: a network in mixed precision multiplies float32 parameters in bfloat16."""
+    known = _passed.get()
+    if known is not None:
+        dtypes = {getattr(v.aval, "dtype", int) for e in equations(jaxpr) for v in e.outvars}
+        known.extend(float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact))
+
+
 def machine_epsilon(dtype: Any) -> float:
-    """That of `dtype`, or of the coarser format in which its matrices are multiplied."""
-    own = float(jnp.finfo(dtype).eps)
+    """That of `dtype`, or of a coarser format in which products are computed.
+
+    This is the format in which an accelerator multiplies matrices, and in a scope of `products`
+    the coarsest one that they pass through.
+    """
+    own = max([float(jnp.finfo(dtype).eps), *(_passed.get() or ())])
     chosen = jax.config.jax_default_matmul_precision or _FULL  # type: ignore[attr-defined]
     backend = jax.default_backend()
     if backend == "cpu" or jnp.finfo(dtype).bits != 32:

@@ -14,10 +14,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from pfcore import _programs
-from pfcore._checks import ArrayLike, ScalarLike, check_count, check_curvature, check_positive
+from pfcore._checks import (
+    ArrayLike,
+    KeyLike,
+    ScalarLike,
+    check_count,
+    check_curvature,
+    check_key,
+    check_positive,
+)
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.krylov import eigh, is_symmetric, krylov_space, rounding
 from pfcore.curvature.products import LossOrCurvature, compiled
@@ -45,12 +53,14 @@ class SpectralDensity(NamedTuple):
       weights: [p, m], non-negative, each row sums to 1.
       symmetric: whether the products were finite and symmetric, [p].
       num_products: Hessian-vector products used.
+      relative_rounding: rounding error of the nodes in units of $\|H\|$, a few machine epsilons.
     """
 
     nodes: Float[Array, "p m"]
     weights: Float[Array, "p m"]
     symmetric: Bool[Array, " p"]
     num_products: Int[Array, ""]
+    relative_rounding: Float[Array, ""] | float = 0.0
 
     @property
     def rounding(self) -> jax.Array:
@@ -59,7 +69,7 @@ class SpectralDensity(NamedTuple):
         Eigenvalues closer to each other, or to zero, are not resolved: in single precision an
         outlier a million times the bulk blurs the bulk.
         """
-        return rounding(jnp.max(jnp.abs(self.nodes), axis=1))
+        return self.relative_rounding * jnp.max(jnp.abs(self.nodes), axis=1)
 
     def _moments(self, k: int) -> jax.Array:
         k = check_count("k", k, minimum=0)
@@ -150,6 +160,7 @@ def _spectral_density(hessian, params, key, *, num_probes, depth, batch_size):
         weights=vectors[:, 0, :] ** 2,
         symmetric=symmetric,
         num_products=jnp.int32(num_probes * depth),
+        relative_rounding=rounding(jnp.ones((), flat.dtype)),
     )
 
 
@@ -157,7 +168,7 @@ def spectral_density(
     loss: LossOrCurvature,
     params: Params,
     *,
-    key: PRNGKeyArray,
+    key: KeyLike,
     num_probes: int = 10,
     depth: int = 30,
     batch_size: int | None = None,
@@ -197,7 +208,7 @@ def spectral_density(
     return _spectral_density(
         loss,
         params,
-        key,
+        check_key(key),
         num_probes=check_count("num_probes", num_probes, minimum=1),
         depth=min(check_count("depth", depth, minimum=1), num_entries(params)),
         batch_size=None if batch_size is None else check_count("batch_size", batch_size, minimum=1),

@@ -29,8 +29,8 @@ from pfcore.curvature.products import (
     Curvature,
     Flat,
     LossOrCurvature,
+    Traced,
     compiled,
-    flat_product,
     of_batch,
 )
 
@@ -410,8 +410,9 @@ def minibatch_sharpness(
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
     params = check_params(params)
 
+    @_programs.products()
     def measured(params: Params, batch: Any, index: jax.Array) -> tuple[jax.Array, ...]:
-        at = flat_product(of_batch(loss, batch, index), params)
+        at = Traced(of_batch(loss, batch, index)).at(params)
         along = _along(at, at.gradient)
         return along.value, norm(at.gradient).astype(along.value.dtype), along.rounding
 

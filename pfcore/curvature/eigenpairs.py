@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pfcore import _programs
 from pfcore._checks import (
+    KeyLike,
     ScalarLike,
     check_count,
     check_curvature,
+    check_key,
     check_positive,
     check_vector,
 )
@@ -31,8 +32,8 @@ from pfcore._trees import Params, in_single, num_entries, ravel
 from pfcore._trees import norm as norm_of
 from pfcore.curvature import krylov
 from pfcore.curvature.krylov import (
-    EXHAUSTED,
     MatVec,
+    exhausted,
     is_symmetric,
     normalised,
     orthogonalise,
@@ -47,6 +48,8 @@ WHICH = ("largest", "smallest", "magnitude")
 # Eigenvalues smaller in magnitude than this fraction of the largest are resolved to an absolute
 # error, since in finite precision no relative error can be guaranteed.
 SMALL = 1e-3
+# A residual of at most this many rounding errors of the products is not reduced further.
+FLOOR = 1.25
 # Probability, over the random start, that the check for missed eigenvalues ends too early.
 MISS = 0.05
 # Number of columns of the basis that a restart transforms at a time.
@@ -160,7 +163,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         length = norm_of(vectors[i])
         left, _ = orthogonalise(normalised(vectors[i], length, length > 0), outside)
         after = jnp.linalg.norm(left)
-        enough = after > 100 * _programs.machine_epsilon(dtype)
+        enough = after > 100 * float(jnp.finfo(dtype).eps)
         outside = outside.at[count].set(normalised(left, after, enough))
         return outside, count + enough.astype(jnp.int32)
 
@@ -212,7 +215,7 @@ def _expanded(
     left = image - own * vector - _combination(space._replace(vectors=vectors), known)
     left, rest = reorthogonalise(left, vectors)
     norm = jnp.linalg.norm(left)
-    alive = norm > EXHAUSTED * _programs.machine_epsilon(image.dtype) * size
+    alive = norm > exhausted(size)
     occupied = space.occupied.at[slot].set(False)
     change = jnp.where(jnp.arange(rows, dtype=jnp.int32) <= space.size, rest[::-1][:rows], 0)
     row = (known + change).at[space.size].add(own)
@@ -310,9 +313,10 @@ def _mixed(
     n = vectors.shape[1]
     first, whole = jnp.int32(len(vectors) - len(mixing)), n // COLUMNS * COLUMNS
 
-    def block(vectors: jax.Array, start: jax.Array, width: int) -> jax.Array:
-        old = jax.lax.dynamic_slice(vectors, (first, start), (len(mixing), width))
-        return jax.lax.dynamic_update_slice(vectors, mixing @ old, (first, start))
+    def block(vectors: jax.Array, start: jax.Array | int, width: int) -> jax.Array:
+        corner = first, jnp.asarray(start, jnp.int32)  # without jit it may be a Python number
+        old = jax.lax.dynamic_slice(vectors, corner, (len(mixing), width))
+        return jax.lax.dynamic_update_slice(vectors, mixing @ old, corner)
 
     def blocks(number: int, start: int, width: int, vectors: jax.Array) -> jax.Array:
         stop = jnp.where(turn, number, 0).astype(jnp.int32)
@@ -421,7 +425,11 @@ def _decide(
 ) -> Next:
     rows, n = len(space.projected), space.vectors.shape[1]
     number = jnp.arange(rows, dtype=jnp.int32)
-    unsettled = (ritz.residuals > threshold(ritz.values, ritz.norm, tolerance)) & (number < wanted)
+    # More products do not lower a residual that is mostly rounding error.
+    allowed = threshold(ritz.values, ritz.norm, tolerance)
+    unsettled = (ritz.residuals > jnp.maximum(allowed, FLOOR * rounding(ritz.norm))) & (
+        number < wanted
+    )
     starting = space.starts > 0
     converged = ~jnp.any(unsettled) & ~starting
     # The next direction is the residual of the first pair that has not converged, ...
@@ -761,7 +769,7 @@ def top_eigenpairs(
     params: Params,
     k: int,
     *,
-    key: PRNGKeyArray,
+    key: KeyLike,
     tolerance: ScalarLike = 1e-3,
     which: str = "largest",
     start: Params | None = None,
@@ -797,7 +805,8 @@ def top_eigenpairs(
       key: for the random vectors, `jax.random.key(seed)`.
       tolerance: a pair has converged when its residual is at most
         $\text{tolerance}\cdot\max(|\lambda_i|, 10^{-3}\|H\|)$. The smallest tolerance that can be
-        reached is about $10^{-6}$ in single precision and $10^{-14}$ in double precision.
+        reached is about $10^{-6}$ in single precision and $10^{-14}$ in double precision, and 0.03
+        if the loss computes in bfloat16; the search then ends at residuals of that size.
       which: "largest" (algebraically), "smallest", or "magnitude".
       start: vectors to start from, with the structure of `params` and a leading axis: the `vectors`
         of an earlier call at nearby parameters. An eigenvector orthogonal to them can be missed,
@@ -847,7 +856,7 @@ def top_eigenpairs(
         loss,
         params,
         start,
-        key,
+        check_key(key),
         check_positive("tolerance", tolerance),
         jnp.int32(max_products),
         k=k,

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 from matfree import stochtrace
 
-from pfcore._checks import check_count, check_curvature
+from pfcore._checks import KeyLike, check_count, check_curvature, check_key
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.density import spread
 from pfcore.curvature.krylov import is_symmetric, over, rounding, unit_of
@@ -117,7 +117,7 @@ def trace(
     loss: LossOrCurvature,
     params: Params,
     *,
-    key: PRNGKeyArray,
+    key: KeyLike,
     num_probes: int,
     method: str = "hutchinson",
     batch_size: int | None = None,
@@ -175,7 +175,7 @@ def trace(
     return _trace(
         loss,
         params,
-        key,
+        check_key(key),
         num_probes=num_probes,
         method=method,
         batch_size=None if batch_size is None else check_count("batch_size", batch_size, minimum=1),
@@ -209,9 +209,7 @@ def _diagonal(hessian, params, key, *, num_probes):
     )
 
 
-def diagonal(
-    loss: LossOrCurvature, params: Params, *, key: PRNGKeyArray, num_probes: int
-) -> Estimate:
+def diagonal(loss: LossOrCurvature, params: Params, *, key: KeyLike, num_probes: int) -> Estimate:
     r"""Diagonal of the Hessian, $H_{ii}$, with standard errors.
 
     The mean of $v \odot Hv$ over random signs $v$; entry i has variance $\sum_{j \ne i} H_{ij}^2$
@@ -243,4 +241,4 @@ def diagonal(
     """
     params = check_curvature(loss, params)
     num_probes = check_count("num_probes", num_probes, minimum=1)
-    return _diagonal(loss, params, key, num_probes=num_probes)
+    return _diagonal(loss, params, check_key(key), num_probes=num_probes)

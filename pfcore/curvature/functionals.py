@@ -10,9 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
-from pfcore._checks import ScalarLike, check_count, check_curvature, check_positive
+from pfcore._checks import (
+    KeyLike,
+    ScalarLike,
+    check_count,
+    check_curvature,
+    check_key,
+    check_positive,
+)
 from pfcore._trees import Params, num_entries
 from pfcore.curvature.density import spread
 from pfcore.curvature.estimators import Estimate
@@ -90,7 +96,7 @@ def _checked(
     loss: Any,
     params: Params,
     function: Function,
-    key: PRNGKeyArray,
+    key: KeyLike,
     damping: jax.Array | None,
     num_probes: int,
     depth: int,
@@ -101,7 +107,7 @@ def _checked(
         loss,
         params,
         function,
-        key,
+        check_key(key),
         damping,
         num_probes=check_count("num_probes", num_probes, minimum=1),
         depth=min(check_count("depth", depth, minimum=1), num_entries(params)),
@@ -114,7 +120,7 @@ def trace_function(
     loss: LossOrCurvature,
     params: Params,
     *,
-    key: PRNGKeyArray,
+    key: KeyLike,
     num_probes: int = 10,
     depth: int = 30,
     batch_size: int | None = None,
@@ -161,7 +167,7 @@ def log_determinant(
     params: Params,
     *,
     damping: ScalarLike,
-    key: PRNGKeyArray,
+    key: KeyLike,
     num_probes: int = 10,
     depth: int = 30,
     batch_size: int | None = None,
@@ -207,7 +213,7 @@ def effective_dimension(
     params: Params,
     *,
     damping: ScalarLike,
-    key: PRNGKeyArray,
+    key: KeyLike,
     num_probes: int = 10,
     depth: int = 30,
     batch_size: int | None = None,

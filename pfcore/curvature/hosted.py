@@ -107,6 +107,7 @@ class OverBatches(Curvature):
             program = _programs.remembered(
                 kind, self._loss, given, functools.partial(_programs.trace, function, *given)
             )
+            _programs.computed_by(program.code.jaxpr)
             part = _weighted(program, given, jnp.float32(weight))
             total = part if total is None else _added(total, part)
             weights += weight
@@ -247,6 +248,7 @@ class Watched(Curvature):
             hessian = _programs.remembered(
                 "hessian", self._loss, params, lambda: Hessian.of(self._loss, params)
             )
+            _programs.computed_by(hessian.product.jaxpr)
             g, needed = _prepared(hessian, params)
 
         def product(vector: jax.Array) -> jax.Array:

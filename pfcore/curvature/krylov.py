@@ -69,10 +69,10 @@ class KrylovSpace(NamedTuple):
 def is_symmetric(asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
     """Whether a deviation is consistent with a symmetric matrix of this norm; false for NaN.
 
-    The threshold of 1 % is far above rounding error, even for a single-precision loss of
-    double-precision parameters, and far below the asymmetry of other matrices.
+    The threshold of 1 % is far above the rounding error of 32 bits, and far below the asymmetry of
+    other matrices. Products in 16 bits are allowed their own rounding error.
     """
-    return asymmetry <= 1e-2 * norm
+    return asymmetry <= jnp.maximum(1e-2 * norm, rounding(norm))
 
 
 def rounding(norm: jax.Array) -> jax.Array:
@@ -82,6 +82,15 @@ def rounding(norm: jax.Array) -> jax.Array:
     from the products themselves; ROUNDINGS was measured on networks, against double precision.
     """
     return ROUNDINGS * _programs.machine_epsilon(norm.dtype) * norm
+
+
+def exhausted(size: jax.Array) -> jax.Array:
+    """Largest remainder of a product of this size that counts as zero.
+
+    In a coarser format than that of the vectors more of a remainder is rounding error, but it is
+    not the sign of an exhausted space.
+    """
+    return EXHAUSTED * float(jnp.finfo(size.dtype).eps) * size
 
 
 def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> jax.Array:
@@ -176,7 +185,6 @@ def _begin(vector: Inexact[Array, " n"], depth: int) -> tuple[Growing, jax.Array
 def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     """One step of Arnoldi iteration: a product, orthogonalised against all earlier vectors."""
     basis, hessenberg, unit = space
-    eps = _programs.machine_epsilon(basis.dtype)
     image = matvec(basis[j])
     unit = unit_of(image, unit)
     image = over(image, unit)
@@ -194,7 +202,7 @@ def _step(matvec: MatVec, j: jax.Array | int, space: Growing) -> Growing:
     # to working precision, and the following rows stay zero and uncoupled. Relative to ‖H‖, which
     # an outlier may make a million times the bulk, the iteration would end too early.
     remainder = jnp.linalg.norm(image)
-    alive = remainder > EXHAUSTED * eps * size
+    alive = remainder > exhausted(size)
     direction = normalised(image, remainder, alive)
     # The last step has no next row: mode "drop" leaves both arrays as they are.
     basis = basis.at[j + 1].set(direction, mode="drop")

@@ -13,10 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
 
 from pfcore import _programs
-from pfcore._checks import check_count, check_curvature, check_finite, check_vector
+from pfcore._checks import (
+    KeyLike,
+    check_count,
+    check_curvature,
+    check_finite,
+    check_key,
+    check_vector,
+)
 from pfcore._trees import Params, flat_of, in_single, ravel
 from pfcore.curvature.products import (
     Curvature,
@@ -256,7 +262,7 @@ def fisher(
     kind: str,
     *,
     samples: int | None = None,
-    key: PRNGKeyArray | None = None,
+    key: KeyLike | None = None,
 ) -> Curvature:
     r"""The Fisher information matrix of the distribution that a network predicts.
 
@@ -319,6 +325,8 @@ def fisher(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if samples is not None:
         samples = check_count("samples", samples, minimum=1)
+    if key is not None:
+        key = check_key(key)
     if (samples is None) != (key is None):
         missing = "key" if key is None else "samples"
         raise ValueError(

@@ -351,6 +351,7 @@ class Hessian:
 
     def at(self, params: Params) -> Flat:
         """The same as `flat_product`."""
+        _programs.computed_by(self.product.jaxpr)
         flat, unravel = ravel(in_single(params))
         g, needed = self.forward(params)
         return Flat(g, lambda vector: self.product(needed, vector), flat, unravel)
@@ -415,7 +416,9 @@ class Traced:
 
     def at(self, params: Params) -> Flat:
         """The same as `flat_product`."""
-        return flat_product(self._loss, params)
+        flat = flat_product(self._loss, params)
+        _programs.computed_by(jax.make_jaxpr(flat.product)(flat.params).jaxpr)
+        return flat
 
 
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -427,7 +430,7 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        body = _programs.settings()(body)
+        body = _programs.products()(_programs.settings()(body))
         jitted = jax.jit(body, static_argnames=static)
 
         @functools.wraps(body)

@@ -15,8 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pfcore import _programs
-from pfcore._checks import ScalarLike, check_count, check_curvature, check_positive
-from pfcore._trees import Params, num_entries
+from pfcore._checks import (
+    KeyLike,
+    ScalarLike,
+    check_count,
+    check_curvature,
+    check_key,
+    check_positive,
+)
+from pfcore._trees import Params, in_single, num_entries, ravel
 from pfcore.curvature.eigenpairs import (
     COLUMNS,
     Eigenpairs,
@@ -75,7 +82,7 @@ class Tracker(NamedTuple):
       update: `update(params, state) -> TrackerState`, at parameters near those of the last call.
     """
 
-    init: Callable[[Params, PRNGKeyArray], TrackerState]
+    init: Callable[[Params, KeyLike], TrackerState]
     update: Callable[[Params, TrackerState], TrackerState]
 
 
@@ -143,6 +150,30 @@ def _turned_to_fit(
     overlap = jnp.where(both, last @ basis.T, jnp.eye(len(basis), dtype=basis.dtype))
     left, cosines, right = jnp.linalg.svd(overlap)
     return (left @ right) @ basis, jnp.min(cosines) > 0.5
+
+
+def _blank(params: Params, key: PRNGKeyArray, k: int, max_k: int) -> TrackerState:
+    """The state before the first point, with a random vector as the challenger.
+
+    An update from here is `init`, so that `track` compiles one search and not two.
+    """
+    flat, _ = ravel(in_single(params))
+    pairs = Eigenpairs(
+        values=jnp.full(max_k, jnp.nan, flat.dtype),
+        vectors=jnp.zeros((max_k, flat.size), flat.dtype),
+        residuals=jnp.full(max_k, jnp.inf, flat.dtype),
+        converged=jnp.zeros(max_k, bool),
+        num_products=jnp.int32(0),
+    )
+    return TrackerState(
+        pairs=unravelled(pairs, params),
+        num_tracked=jnp.int32(k),
+        gradient=None,
+        history=jnp.zeros((HISTORY, max_k, flat.size), flat.dtype),
+        updates=jnp.int32(-1),
+        key=key,
+        challenger=jax.random.normal(jax.random.split(key)[0], flat.shape, flat.dtype),
+    )
 
 
 def tracker(
@@ -225,20 +256,20 @@ def _tracker(
     products = jnp.int32(default_products(max_products, max_k))
     tolerance = check_positive("tolerance", tolerance)
 
-    def search(params, start, key, wanted, check, challenger=None, renewed=None) -> Found:
+    def search(params, start, state, check, challenged) -> Found:
         return find_eigenpairs(
             loss,
             params,
             start,
-            key=key,
+            key=jax.random.fold_in(state.key, state.updates),
             tolerance=tolerance,
             max_products=products,
-            wanted=wanted,
+            wanted=state.num_tracked,
             count=max_k,
             which=which,
             check=check,
-            challenger=challenger,
-            renewed=renewed,
+            challenger=state.challenger,
+            renewed=challenged,
         )
 
     def next_count(pairs: Eigenpairs, count: jax.Array) -> jax.Array:
@@ -260,22 +291,20 @@ def _tracker(
         )
 
     @_programs.settings()
-    def init(params: Params, key: PRNGKeyArray) -> TrackerState:
+    def init(params: Params, key: KeyLike) -> TrackerState:
         if not isinstance(loss, Hessian | Traced):  # within `track`, which has checked it
             params = check_curvature(loss, params)
-        n = num_entries(params)
-        check_eigenpair_count("max_k", max_k, n)
-        count = jnp.int32(k)
-        result = search(params, None, key, count, max_k > 1)
-        pairs, basis = unravelled(result.pairs, params), result.pairs.vectors
-        history = jnp.zeros((HISTORY, max_k, n), basis.dtype).at[0].set(basis)
-        return TrackerState(
-            pairs=shown(pairs, count),
-            num_tracked=next_count(pairs, count),
+        check_eigenpair_count("max_k", max_k, num_entries(params))
+        begin = _blank(params, check_key(key), k, max_k)
+        start = jnp.concatenate([begin.history[0], begin.challenger[None]])
+        result = search(params, start, begin, jnp.array(max_k > 1), jnp.array(True))
+        pairs = unravelled(result.pairs, params)
+        return begin._replace(
+            pairs=shown(pairs, begin.num_tracked),
+            num_tracked=next_count(pairs, begin.num_tracked),
             gradient=result.gradient,
-            history=history,
+            history=begin.history.at[0].set(result.pairs.vectors),
             updates=jnp.int32(0),
-            key=key,
             challenger=result.challenger,
         )
 
@@ -286,9 +315,9 @@ def _tracker(
         start = jnp.where(active[:, None], _predicted(history), 0.0)
         challenged = state.updates % challenge_every == challenge_every - 1
         start = jnp.concatenate([start, jnp.where(challenged, state.challenger, 0.0)[None]])
-        key = jax.random.fold_in(state.key, state.updates)
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1
-        result = search(params, start, key, count, check, state.challenger, challenged)
+        check &= (state.updates >= 0) | (max_k > 1)
+        result = search(params, start, state, check, challenged)
         basis, last = result.pairs.vectors, ravelled_rows(state.pairs.vectors)
         signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
         pairs = unravelled(result.pairs._replace(vectors=signs[:, None] * basis), params)
@@ -324,7 +353,6 @@ def _track(
     which,
     max_products,
 ):
-    del params  # one point of the path, for its shapes
     along = _tracker(
         hessian,
         k,
@@ -344,12 +372,12 @@ def _track(
         state = along.update(params, state)
         return state, numbers(state)
 
-    first, rest = jax.tree.map(lambda x: x[0], path), jax.tree.map(lambda x: x[1:], path)
-    state = along.init(first, key)
-    final, later = jax.lax.scan(step, state, rest)
-    stacked = jax.tree.map(
-        lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), numbers(state), later
-    )
+    check_eigenpair_count("max_k", max_k, num_entries(params))
+    at = hessian.at(params)
+    begin = _blank(params, key, k, max_k)
+    if at.gradient is not None:
+        begin = begin._replace(gradient=at.unravel(jnp.zeros_like(at.params)))
+    final, stacked = jax.lax.scan(step, begin, path)
     values, residuals, converged, num_products, num_tracked = stacked
     return Track(values, residuals, converged, num_products, num_tracked, final)
 
@@ -359,7 +387,7 @@ def track(
     path: Params,
     k: int,
     *,
-    key: PRNGKeyArray,
+    key: KeyLike,
     max_k: int | None = None,
     threshold: ScalarLike | None = None,
     tolerance: ScalarLike = 1e-3,
@@ -397,11 +425,11 @@ def track(
         loss,
         check_curvature(loss, jax.tree.map(lambda x: x[0], path)),
         path,
-        key,
+        check_key(key),
         jnp.asarray(0.0 if threshold is None else threshold),
         check_positive("tolerance", tolerance),
         k=k,
-        max_k=max_k,
+        max_k=k if max_k is None else max_k,
         has_threshold=threshold is not None,
         which=which,
         max_products=max_products,

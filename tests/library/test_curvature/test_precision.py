@@ -1,9 +1,12 @@
-"""The precision of products of float32 matrices, which JAX lowers on a GPU and on a TPU."""
+"""The precision of products: of float32 matrices, which JAX lowers on a GPU and on a TPU, and of
+losses that compute in a coarser format than that of the parameters."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 import pfcore
 from pfcore import _programs, curvature, flows
@@ -106,3 +109,116 @@ def test_machine_epsilon_is_that_of_the_products(monkeypatch, backend, chosen, e
     with jax.default_matmul_precision(chosen):
         assert _programs.machine_epsilon(jnp.float32) == expected
         assert _programs.machine_epsilon(jnp.float64) == 2.0**-52
+
+
+def mixed(dtype):
+    """The loss of an MLP that multiplies in `dtype`, as networks in mixed precision do."""
+    digits = pfcore.datasets.load("digits")
+    x = jnp.asarray(digits.train_inputs[:128]).reshape(128, -1)
+    y = jnp.asarray(digits.train_targets[:128])
+
+    wide = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+    def loss(params):
+        hidden = jnp.tanh(x.astype(dtype) @ params["w"].astype(dtype) + params["b"].astype(dtype))
+        outputs = (hidden @ params["out"].astype(dtype)).astype(wide)
+        return -jnp.mean(jax.nn.log_softmax(outputs)[jnp.arange(128), y])
+
+    return loss
+
+
+@pytest.fixture(scope="module")
+def weights():
+    keys = jax.random.split(KEY, 2)
+    w = jax.random.normal(keys[0], (64, 8)) / 8
+    return {"w": w, "b": jnp.zeros(8), "out": jax.random.normal(keys[1], (8, 10)) / 3}
+
+
+def exact(weights, x64):
+    """The Hessian in double precision, and the parameters there."""
+    doubled = jax.tree.map(lambda x: x.astype(jnp.float64), weights)
+    flat, unravel = ravel_pytree(doubled)
+    return jax.hessian(lambda p: mixed(jnp.float64)(unravel(p)))(flat)
+
+
+def flat64(tree):
+    return np.asarray(ravel_pytree(tree)[0], np.float64)
+
+
+@pytest.mark.parametrize(
+    "dtype, way",
+    [
+        ("bfloat16", "alone"),
+        ("float16", "alone"),
+        ("float32", "alone"),
+        ("bfloat16", "in a compiled function"),
+        ("float16", "watched"),
+        ("float16", "over batches"),
+        ("float32", "over batches"),
+    ],
+)
+def test_residuals_include_the_rounding_of_a_loss_in_mixed_precision(weights, dtype, way, x64):
+    loss, hessian = mixed(dtype), exact(weights, x64)
+
+    def search(params):
+        of = {
+            "watched": curvature.watched(loss, lambda count: None),
+            "over batches": curvature.over_batches(
+                lambda params, batch: loss(params), [np.zeros(1)]
+            ),
+        }.get(way, loss)
+        return curvature.top_eigenpairs(of, params, 2, key=KEY)
+
+    found = (jax.jit(search) if way.startswith("in ") else search)(weights)
+    vectors = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(found.vectors), np.float64)
+    values = np.asarray(found.values, np.float64)
+    true = np.linalg.norm(vectors @ hessian - values[:, None] * vectors, axis=1)
+    assert (np.asarray(found.residuals) >= true).all()
+    narrow = dtype != "float32"
+    assert bool(found.converged.any()) != narrow
+    assert not narrow or int(found.num_products) < 60  # ends where rounding error does
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_error_includes_the_rounding_of_a_loss_in_mixed_precision(weights, dtype, x64):
+    loss, hessian = mixed(dtype), exact(weights, x64)
+    vector = jax.tree.map(jnp.ones_like, weights)
+    start, scale = flat64(vector), np.linalg.norm(hessian, 2)
+    options = {"key": KEY, "num_probes": 30}
+
+    found = curvature.function_product(jnp.exp, loss, weights, vector)
+    values, vectors = np.linalg.eigh(hessian)
+    expected = vectors @ (np.exp(values) * (vectors.T @ start))
+    assert np.linalg.norm(flat64(found.value) - expected) <= float(found.error)
+
+    found = curvature.directional_sharpness(loss, weights, vector)
+    expected = start @ hessian @ start / (start @ start)
+    assert abs(float(found.value) - expected) <= float(found.rounding)
+    assert float(found.rounding) > float(jnp.finfo(dtype).eps) * abs(expected)
+
+    found = curvature.trace(loss, weights, **options)
+    assert abs(float(found.mean) - np.trace(hessian)) <= 3 * float(found.standard_error)
+    exactly = curvature.trace(mixed("float32"), weights, **options)
+    assert abs(float(found.mean - exactly.mean)) <= float(found.standard_error)
+
+    found = curvature.spectral_density(loss, weights, **options)
+    assert bool(found.symmetric.all())
+    assert float(found.rounding.min()) > 0.1 * float(jnp.finfo(dtype).eps) * scale
+    tracker = curvature.tracker(loss, 2)
+    state = tracker.update(weights, tracker.init(weights, KEY))
+    assert not bool(state.pairs.converged.any())
+
+
+def test_a_single_precision_loss_of_double_precision_parameters(weights, x64):
+    """Its error is that of single precision."""
+    doubled = jax.tree.map(lambda x: x.astype(jnp.float64), weights)
+    found = curvature.top_eigenpairs(mixed(jnp.float32), doubled, 1, key=KEY, tolerance=1e-9)
+    assert float(found.residuals[0] / found.values[0]) > float(jnp.finfo(jnp.float32).eps)
+    assert not bool(found.converged[0])
+    assert int(found.num_products) < 60
+
+
+def test_formats_do_not_leak_to_the_next_call(weights):
+    curvature.top_eigenpairs(mixed("bfloat16"), weights, 1, key=KEY)
+    assert _programs.machine_epsilon(jnp.float32) == 2.0**-23
+    assert bool(curvature.top_eigenpairs(mixed("float32"), weights, 1, key=KEY).converged[0])

@@ -447,3 +447,38 @@ def test_no_number_without_its_error(name):
     found, true, error = (np.asarray(x, float) for x in SAYS[name]())
     assert np.all(error > 0) and np.all(np.abs(found - true) <= error)
     assert np.all(error < 1e-4)
+
+
+# ---- keys
+
+TAKES_KEY = {
+    "top_eigenpairs": lambda key: curvature.top_eigenpairs(diagonal_loss, AT, 2, key=key),
+    "track": lambda key: curvature.track(diagonal_loss, jnp.stack([AT, AT]), 2, key=key),
+    "tracker": lambda key: curvature.tracker(diagonal_loss, 2).init(AT, key),
+    "spectral_density": lambda key: curvature.spectral_density(diagonal_loss, AT, key=key),
+    "trace": lambda key: curvature.trace(diagonal_loss, AT, key=key, num_probes=3),
+    "diagonal": lambda key: curvature.diagonal(diagonal_loss, AT, key=key, num_probes=3),
+    "trace_function": lambda key: curvature.trace_function(jnp.exp, diagonal_loss, AT, key=key),
+    "log_determinant": lambda key: curvature.log_determinant(
+        isotropic_loss, AT, damping=1, key=key
+    ),
+    "effective_dimension": lambda key: curvature.effective_dimension(
+        isotropic_loss, AT, damping=1, key=key
+    ),
+    "fisher": lambda key: curvature.fisher(
+        lambda x: x[None], kind="cross_entropy", samples=1, key=key
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_KEY)
+def test_what_is_not_one_key_is_named(name):
+    for key, shown in [
+        (0, "got 0"),
+        ("seed", "got 'seed'"),
+        (jax.random.split(KEY, 3), r"got an array of key<fry> of shape \(3,\)"),
+        (jnp.zeros(2), r"got an array of float32 of shape \(2,\)"),
+    ]:
+        with pytest.raises(TypeError, match=rf"key must be one key, such as .*key\(0\), {shown}"):
+            TAKES_KEY[name](key)
+    TAKES_KEY[name](jax.random.PRNGKey(0))
