@@ -43,8 +43,9 @@ WHY = {
     Reason.MAX_STEPS: "max_steps: all were taken before the last time; raise max_steps",
     Reason.PACE: (
         "pace: at the present pace the rest would take more than max_steps. Where the field jumps, "
-        "as at the kinks of relu, no step is short enough for tight tolerances: pass rtol=1e-3, "
-        "atol=1e-5, solver=diffrax.Tsit5(), or use a smooth activation; on the branch cut of the "
+        "as at the kinks of relu and by the rounding of a loss that computes in bfloat16, no step "
+        "is short enough for tight tolerances: pass rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5(), "
+        "or use a smooth activation and float32; on the branch cut of the "
         "principal flow pass branch='continued' or state='real'. Where the flow is stiff, pass an "
         "implicit solver, such as diffrax.Kvaerno5(). Otherwise raise max_steps or the tolerances"
     ),
@@ -504,8 +505,9 @@ def integrate(
     * pace: `max_steps` would not suffice. Every 128 steps, from the 256th on, the integration ends
       if the rest would take more than `max_steps` and the pace does not grow. This happens where
       the field jumps, because no step is short enough for tight tolerances there. A network of
-      relu crosses kinks all the time: pass `rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()`, with
-      errors of about the tolerances, or use a smooth activation. The principal flow meets its
+      relu crosses kinks all the time, and rounding makes a loss that computes in bfloat16 jump:
+      pass `rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5()`, with errors of about the tolerances, or
+      use a smooth activation and float32. The principal flow meets its
       branch cut: pass `branch="continued"` or `state="real"`. It also happens for stiff flows
       (pass an implicit solver, such as `diffrax.Kvaerno5()`) and very tight tolerances (raise
       `max_steps`).

@@ -190,13 +190,19 @@ def products() -> Iterator[None]:
         _passed.reset(token)
 
 
+def coarsest(jaxpr: core.Jaxpr) -> float:
+    """The largest machine epsilon of the formats in which a jaxpr computes; 0 if of none."""
+    dtypes = {getattr(v.aval, "dtype", int) for e in equations(jaxpr) for v in e.outvars}
+    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return max((float(jnp.finfo(dtype).eps) for dtype in inexact), default=0.0)
+
+
 def computed_by(jaxpr: core.Jaxpr) -> None:
     """Say that products are computed by this jaxpr, often in a coarser format than that of the
     parameters: a network in mixed precision multiplies float32 parameters in bfloat16."""
     known = _passed.get()
     if known is not None:
-        dtypes = {getattr(v.aval, "dtype", int) for e in equations(jaxpr) for v in e.outvars}
-        known.extend(float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact))
+        known.append(coarsest(jaxpr))
 
 
 def machine_epsilon(dtype: Any) -> float:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from pfcore import _programs
 from pfcore._checks import Loss, ScalarLike, check_positive
 from pfcore._trees import Params, add_scaled, norm
 from pfcore.learning_rates.common import (
@@ -28,6 +29,8 @@ from pfcore.learning_rates.common import (
 
 CAPS = ("hard", "smooth")
 FINITE_DIFFERENCE = 0.01  # step length of the finite difference of gradients
+# Its length, at least, in units of the machine epsilon in which the loss computes.
+ROUNDINGS = 8
 
 
 class ScaleByDalState(NamedTuple):
@@ -51,6 +54,9 @@ def _difference(loss: Loss, params: Params, direction: Params) -> Array:
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
     # A shorter step would be lost in rounding; this one has a relative error of about eps^(1/3).
     length = jnp.maximum(FINITE_DIFFERENCE, eps ** (2 / 3) * norm(params))
+    # So would the difference of gradients that are computed in bfloat16.
+    within = _programs.coarsest(jax.make_jaxpr(loss)(params).jaxpr)
+    length = jnp.maximum(length, ROUNDINGS * within)
     beyond = add_scaled(params, length, direction)
     moved = norm(jax.tree.map(jnp.subtract, beyond, params))
     gradient = jax.grad(loss)
@@ -136,9 +142,10 @@ def scale_by_dal(
       max_learning_rate: $h_\text{max} > 0$.
       product: "exact" (forward over reverse, about two gradients, or reverse over reverse where
         JAX does not support that) or "finite_difference" (gradients of `loss` at $\theta$ and at
-        $\theta + 0.01\,g/\|g\|$, or farther where machine epsilon requires it; a compiled step
-        shares the gradient at $\theta$ with the user's own). Either may follow clipping, momentum
-        or accumulation: $g$ is then the incoming update, and H is that of `loss`.
+        $\theta + 0.01\,g/\|g\|$, or farther where machine epsilon requires it, that of the
+        parameters or of a loss that computes in 16 bits; a compiled step shares the gradient at
+        $\theta$ with the user's own). Either may follow clipping, momentum or accumulation: $g$ is
+        then the incoming update, and H is that of `loss`.
       refresh_every: updates between measurements of the curvature; the rate is kept in between.
       cap: "hard", the minimum above, or "smooth", DALR.
       decay: from 0 to below 1: $\|Hg\|$ and $\|g\|$ are averaged over the measurements, with this

@@ -213,6 +213,24 @@ def test_kinks_of_relu():
         assert np.linalg.norm(found - wanted) < 3e-3 * np.linalg.norm(wanted)
 
 
+def test_a_loss_that_computes_in_bfloat16():
+    """Its rounding ends tight tolerances, with a hint that works."""
+    plain, params = small_network("cross_entropy", "tanh", sizes=(30, 8, 1))
+
+    def loss(params):  # the network at parameters rounded to 8 bits, so that it jumps
+        rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(p.dtype), params)
+        return plain(rounded)
+
+    flow, times = negative_gradient_flow(loss), np.array([1.0, 3.0])
+    tight = pfcore.integrate(flow, params, times)
+    assert not bool(tight.completed) and "bfloat16" in tight.why
+    path = pfcore.integrate(flow, params, times, rtol=1e-3, atol=1e-5, solver=diffrax.Tsit5())
+    assert bool(path.completed)
+    exact = pfcore.integrate(negative_gradient_flow(plain), params, times)
+    found, wanted = (flatten(jax.tree.map(lambda x: x[-1], p.params)) for p in (path, exact))
+    assert np.linalg.norm(found - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("make", [negative_gradient_flow, lambda loss: principal_flow(loss, 0.1)])
 def test_16_bit_params_are_integrated_in_single_precision(make, dtype):

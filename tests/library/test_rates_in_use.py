@@ -235,6 +235,26 @@ def test_difference_step_is_larger_than_machine_epsilon():
     np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_difference_where_the_loss_computes_in_16_bits(dtype):
+    """Its step is not lost in the rounding of the loss, whose parameters are in float32."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (64, 20))
+    params = [jax.random.normal(keys[1], (20, 32)) / 4, jax.random.normal(keys[2], (32, 5)) / 6]
+
+    def loss(params):
+        first, second = (p.astype(dtype) for p in params)
+        outputs = (jnp.tanh(x.astype(dtype) @ first) @ second).astype(jnp.float32)
+        return jnp.mean((outputs - x[:, :5]) ** 2)
+
+    def curvature(product):
+        rate = learning_rates.dal(product=product)
+        _, state = rate.update(jax.grad(loss)(params), rate.init(params), params, loss_fn=loss)
+        return float(optax.tree.get(state, "curvature"))
+
+    assert curvature("finite_difference") == pytest.approx(curvature("exact"), rel=0.05)
+
+
 # ---- losses with a rule for reverse mode only
 
 
