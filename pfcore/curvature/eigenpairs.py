@@ -400,7 +400,6 @@ def _odds_of_a_miss(
         return jnp.where(mixed, residual / jnp.where(gaps[0] > 0, gaps[0], 1), jnp.prod(factors))
 
     if which == "magnitude":
-        last = jnp.abs(last)
         gap = last - jnp.max(jnp.where(real, jnp.abs(values), 0))
         limit = jnp.maximum(bound(last), bound(-last))
     else:
@@ -438,7 +437,11 @@ def _decide(
     if check is not False:
         # ... or else, or where that pair had converged before, that of the best pair in the random
         # vector's Krylov space.
-        last = ritz.values[jnp.maximum(wanted - 1, 0)]
+        size = jnp.abs if which == "magnitude" else lambda values: values
+        place = jnp.maximum(wanted - 1, 0)
+        last = size(ritz.values[place])
+        # Further copies of the last eigenvalue, of which there may be hundreds, are not missed.
+        beyond = last + jnp.where(converged, ritz.residuals[place], 0)
         inside = (number >= before.chain) & (number < space.size)
 
         def of_chain() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -451,8 +454,8 @@ def _decide(
             norms = norms.at[space.size - 1].set(jnp.linalg.norm(space.coupling[:, space.size - 1]))
             norms = jnp.roll(norms, -before.chain)  # in the order of `values`, real ones first
             residual = jnp.linalg.norm(chain_leak)
-            odds = _odds_of_a_miss(values, norms, residual, last, n, before.mixed, which)
-            return chain_leak, odds, jnp.isfinite(odds)
+            odds = _odds_of_a_miss(values, norms, residual, beyond, n, before.mixed, which)
+            return chain_leak, odds, size(values[0]) <= last
 
         nothing = jnp.zeros_like(leak), jnp.full_like(ritz.norm, jnp.inf), jnp.array(False)
         chain_leak, odds, none = jax.lax.cond(before.checking, of_chain, lambda: nothing)

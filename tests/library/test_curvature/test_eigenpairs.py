@@ -154,6 +154,15 @@ def test_the_check_for_copies_takes_few_products():
     np.testing.assert_allclose(with_check.values, without.values, rtol=1e-3)
 
 
+def test_further_copies_of_the_last_eigenvalue_are_not_looked_for():
+    """Of forty equal eigenvalues two are wanted; the others would take all products."""
+    matrix = symmetric(ends([10] * 40, 3))
+    for seed in range(10):
+        pairs = solver(LARGE, 2, "largest")(matrix, 1e-3, seed)
+        assert pairs.num_products <= 60
+        assert_found(pairs, matrix, "largest", 1e-3)
+
+
 def test_a_zero_hessian_takes_few_products():
     """Every vector is an eigenvector: nothing better is there to be looked for."""
     pairs = solver(LARGE, 5, "largest")(np.zeros((LARGE, LARGE)), 1e-3)
