@@ -243,7 +243,7 @@ def _tracker(
     tolerance: ScalarLike,
     which: str,
     max_products: int | None,
-    challenge_every: int = CHALLENGE_EVERY,
+    challenge_every: int,
 ) -> Tracker:
     """`tracker` of a loss, or of its Hessian within a compiled function."""
     k = check_count("k", k, minimum=1)
@@ -338,7 +338,7 @@ def _tracker(
     return Tracker(init, update)
 
 
-@compiled("k", "max_k", "has_threshold", "which", "max_products")
+@compiled("k", "max_k", "has_threshold", "which", "max_products", "challenge_every")
 def _track(
     hessian,
     params,
@@ -352,6 +352,7 @@ def _track(
     has_threshold,
     which,
     max_products,
+    challenge_every,
 ):
     along = _tracker(
         hessian,
@@ -361,6 +362,7 @@ def _track(
         tolerance=tolerance,
         which=which,
         max_products=max_products,
+        challenge_every=challenge_every,
     )
 
     def numbers(state: TrackerState):
@@ -393,18 +395,24 @@ def track(
     tolerance: ScalarLike = 1e-3,
     which: str = "largest",
     max_products: int | None = None,
+    challenge_every: int = CHALLENGE_EVERY,
 ) -> Track:
     r"""The top eigenvalues of the Hessian at every point of a path, such as that of training.
 
     One compiled scan, in which each search starts from a prediction from the points before. To
     follow eigenvalues during training, without keeping the path, use `tracker` inside the loop.
 
+    On a path whose points are far apart, such as every 100th step of training, an eigenvalue that
+    overtakes is usually noticed up to three points late, and the values in between are too small,
+    with small residuals. Call `top_eigenpairs` at each point there; `challenge_every=1` helps, but
+    not always.
+
     Args:
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       path: parameters stacked along a leading axis of T points, such as the result of
         `pfcore.gradient_descent`.
-      k, key, max_k, threshold, tolerance, which, max_products: as for `tracker` and
-        `top_eigenpairs`.
+      k, key, max_k, threshold, tolerance, which, max_products, challenge_every: as for `tracker`
+        and `top_eigenpairs`.
 
     Returns:
       A `Track`.
@@ -433,4 +441,5 @@ def track(
         has_threshold=threshold is not None,
         which=which,
         max_products=max_products,
+        challenge_every=challenge_every,
     )

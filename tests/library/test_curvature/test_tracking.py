@@ -199,6 +199,9 @@ def test_challenged_at_every_point_it_misses_no_overtaking():
     state = follower.init(first, jax.random.key(0))
     _, values = jax.jit(lambda s: jax.lax.scan(step, s, rest))(state)
     np.testing.assert_allclose(values, true[1:, :2], atol=0.01)
+    whole = track(designed, path, 2, key=jax.random.key(0), challenge_every=1).values
+    np.testing.assert_allclose(whole, true[:, :2], atol=0.01)
+    np.testing.assert_allclose(whole[1:], values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("turning", [1.0, 0.0], ids=["turning", "fixed"])
@@ -244,5 +247,9 @@ def test_refusals():
 def test_counts_are_checked():
     with pytest.raises(ValueError, match="challenge_every must be at least 1, got 0"):
         tracker(lambda x: jnp.sum(x**4), 1, challenge_every=0)
+    with pytest.raises(ValueError, match="challenge_every must be at least 1, got 0"):
+        track(
+            lambda x: jnp.sum(x**4), jnp.ones((2, 3)), 1, key=jax.random.key(0), challenge_every=0
+        )
     with pytest.raises(ValueError, match="k must be at least 1"):
         tracker(lambda x: jnp.sum(x**4), 0, max_k=2).init(jnp.ones(3), jax.random.key(0))
