@@ -27,10 +27,10 @@ from notebook_files import ROOT, normalise, serialise
 
 COLLECTOR = "claims"
 CELL_TIMEOUT = 600  # seconds, in the quick profile
-# XLA takes longer to compile these small programs than they run. At its lower level of optimisation
-# and without fusion emitters for CPUs it takes half the time, and they run as fast. Numbers differ
-# by rounding, in stored and in rerun notebooks alike. XLA ends a process at a flag that it does not
-# know, as it does the one on emitters since JAX 0.11.
+# XLA takes longer to compile these small programs than they run. The lower level of optimisation
+# takes up to a third off that, and they run as fast; so do compiling without expensive passes and
+# without fusion emitters for CPUs. Numbers differ by rounding, in stored and in rerun notebooks
+# alike. XLA ends a process at a flag that it does not know, as the one on emitters since JAX 0.11.
 COMPILE_FASTER = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     COMPILE_FASTER = f"--xla_cpu_use_fusion_emitters=false {COMPILE_FASTER}"

@@ -428,9 +428,8 @@ def _decide(
     number = jnp.arange(rows, dtype=jnp.int32)
     # More products do not lower a residual that is mostly rounding error.
     allowed = threshold(ritz.values, ritz.norm, tolerance)
-    unsettled = (ritz.residuals > jnp.maximum(allowed, FLOOR * rounding(ritz.norm))) & (
-        number < wanted
-    )
+    enough = jnp.maximum(allowed, FLOOR * rounding(ritz.norm))
+    unsettled = (ritz.residuals > enough) & (number < wanted)
     starting = space.starts > 0
     converged = ~jnp.any(unsettled) & ~starting
     # The next direction is the residual of the first pair that has not converged, ...
