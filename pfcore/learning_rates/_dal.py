@@ -40,7 +40,8 @@ class ScaleByDalState(NamedTuple):
       learning_rate: $h$ of the last update; the maximum before the first.
       curvature: $\|Hg\|/\|g\|$ as last measured, or its average; 0 before.
       num_updates: number of updates so far.
-      weight: average of $\|g\|$; 0 without averaging.
+      weight: $\sum_k (1 - d)\,d^{\,n-k}\,\|g_k\|$ over the n measurements, with $d$ the `decay`; 0
+        without averaging.
     """
 
     learning_rate: Float[Array, ""]
@@ -240,7 +241,8 @@ def scale_by_dal(
         latest, curvature, weight = refreshed(
             refresh_every,
             state.num_updates,
-            jnp.isfinite(state.curvature),
+            # An average is finite where the last measurement was not.
+            jnp.isfinite(state.curvature) & (state.learning_rate > 0),
             measure,
             lambda: (state.curvature, state.curvature, state.weight),
         )

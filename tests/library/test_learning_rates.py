@@ -290,6 +290,23 @@ def test_power_zero_is_a_fixed_rate():
         np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("first", [0, 4])
+def test_after_a_bad_batch_the_next_update_measures_again(compiled, first):
+    """An average is finite even where the last measurement was not."""
+    tx = learning_rates.scale_by_dal(decay=0.9, refresh_every=4)
+
+    def step(state, x):
+        return tx.update(x, state, jnp.ones(1), loss_fn=lambda p: 4 * jnp.sum(p**2))[1]
+
+    step = jax.jit(step) if compiled else step
+    state = tx.init(jnp.ones(1))
+    for count in range(first + 3):
+        bad = count == first
+        state = step(state, jnp.full(1, jnp.nan if bad else 8.0))
+        assert float(state.learning_rate) == (0 if bad else pytest.approx(0.25))
+
+
 @given(
     curvature=st.floats(0.5, 100.0),
     start=st.floats(0.1, 10.0),
