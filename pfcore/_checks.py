@@ -64,6 +64,14 @@ def check_positive(name: str, value: ScalarLike) -> jax.Array:
     return array
 
 
+def check_not_negative(name: str, value: ScalarLike) -> jax.Array:
+    """A finite number of at least zero as an array; not checked under tracing."""
+    array = jnp.asarray(check_number(name, value), float)
+    if not isinstance(array, jax.core.Tracer) and not (math.isfinite(array) and array >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return array
+
+
 def check_count(name: str, value: Any, *, minimum: int) -> int:
     """An integer of at least `minimum`."""
     try:

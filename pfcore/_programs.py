@@ -269,8 +269,13 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
 
     It can be evaluated, under transformations too, but its custom derivative rules are lost.
     """
+
+    def new(*args: Any) -> Any:
+        """The same, for which JAX does not remember what it traced: data may have changed."""
+        return function(*args)
+
     with settings():
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        closed, shape = jax.make_jaxpr(new, return_shape=True)(*args)
         if _hides_arrays(closed.jaxpr):
             opened = functools.partial(_opened, closed.jaxpr, closed.consts)
             closed = jax.make_jaxpr(opened)(*jax.tree.leaves(args))
@@ -301,20 +306,25 @@ _known: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDic
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
-def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, cached for the same function and parameters of the same kind.
-
-    `kind` names the result. Nothing is cached for functions that close over tracers, or that
-    cannot be referenced weakly.
-    """
+def _key(kind: Hashable, params: Any) -> Hashable:
     leaves, structure = jax.tree.flatten(params)
-    key = (
+    return (
         kind,
         structure,
         tuple(jax.typeof(leaf) for leaf in leaves),
         tuple(getattr(jax.config, name) for name in _SETTINGS),
         jax.sharding.get_abstract_mesh(),
     )
+
+
+def remembered(kind: Hashable, function: Any, params: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, cached for the same function and parameters of the same kind.
+
+    `kind` names the result. Nothing is cached for functions that close over tracers, or that
+    cannot be referenced weakly. Call `renewed` first unless the function `is_fixed`: it may read
+    data that have changed.
+    """
+    key = _key(kind, params)
     try:
         made = _known.setdefault(function, {})
     except TypeError:
@@ -333,9 +343,41 @@ def run(program: Program, *args: Any) -> Any:
     return program(*args)
 
 
+def renewed(function: Any, *args: Any) -> Program:
+    """The program of a function as it is now; where it was another one before, in its code or in
+    the arrays that it reads, whatever was remembered for the function is forgotten."""
+    key = _key("renewed", args)
+    if is_fixed(function):
+        return remembered("renewed", function, args, lambda: trace(function, *args))
+    program = trace(function, *args)
+    try:
+        made = _known.setdefault(function, {})
+    except TypeError:
+        return program
+    if not is_traced(program):
+        if key in made and not _alike(made[key], program):
+            made.clear()
+        made[key] = program
+    return program
+
+
+_SMALL = 1000  # arrays of more numbers are not compared by value
+
+
+def _alike(old: Program, new: Program) -> bool:
+    """Whether two programs compute the same on the same arrays."""
+
+    def same(a: Any, b: Any) -> bool:
+        if a is b:
+            return True
+        small = isinstance(b, (np.ndarray, np.generic)) or jnp.issubdtype(b.dtype, np.number)
+        return small and b.size <= _SMALL and np.array_equal(a, b, equal_nan=b.dtype.kind in "fc")
+
+    return old.code == new.code and all(map(same, old.consts, new.consts))
+
+
 def evaluate(function: Callable[[Any], Any], params: Any) -> Any:
     """`function(params)`, compiled once for all functions that compute the same."""
     if is_traced(params):
         return function(params)
-    program = remembered("value", function, params, lambda: trace(function, params))
-    return run(program, params)
+    return run(renewed(function, params), params)

@@ -378,8 +378,8 @@ def minibatch_sharpness(
       loss: `loss(params, batch)`, a real scalar; or a `Curvature` with a gradient, whose functions
         take a batch, in place of $H_B$, such as `gauss_newton`.
       params: any pytree of floating-point arrays, $\theta$.
-      batches: an iterable of mini-batches as large as those of training, each a pytree of arrays.
-        Batches of one shape share a compiled program.
+      batches: an iterable of mini-batches as large as those of training, or a function that returns
+        one; each is a pytree of arrays. Batches of one shape share a compiled program.
 
     Returns:
       A `MinibatchSharpness`: the mean with its spread, and the ratio of means, which is another
@@ -406,6 +406,7 @@ def minibatch_sharpness(
         )
     if isinstance(loss, Curvature) and not loss.has_gradient:
         raise ValueError(f"{loss!r} has no gradient along which to measure")
+    batches = batches() if callable(batches) and not isinstance(batches, Iterable) else batches
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
     params = check_params(params)
@@ -422,11 +423,9 @@ def minibatch_sharpness(
         if _programs.is_traced(given):
             rows.append(measured(*given))
         else:
+            # For as long as this call lasts: the loss may read data that change.
             program = _programs.remembered(
-                "minibatch sharpness",
-                loss,
-                given,
-                functools.partial(_programs.trace, measured, *given),
+                "batch", measured, given, functools.partial(_programs.trace, measured, *given)
             )
             rows.append(_programs.run(program, *given))
     if not rows:

@@ -1,8 +1,8 @@
 """Losses and curvatures whose products run in Python: for data that do not fit into memory, or to
 show progress.
 
-Every routine of `pfcore.curvature` takes them in place of a loss. Its loop then runs in Python
-around compiled products, so that it can be interrupted at every batch.
+The routines of `pfcore.curvature` that take several products accept them in place of a loss. Their
+loop then runs in Python around compiled products, so that it can be interrupted at every batch.
 """
 
 import functools
@@ -99,13 +99,16 @@ class OverBatches(Curvature):
         if not count:
             raise ValueError("there are no batches: the iterable is empty or exhausted")
 
-    def _sum(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Σ function(*args, batch, index), or its weighted mean if the loss is a mean."""
+    def _sum(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Σ function(*args, batch, index), or its weighted mean if the loss is a mean.
+
+        `function` is traced once for batches of one shape, for as long as it lives.
+        """
         total, weights = None, 0.0
         for batch, index, weight in self._each():
             given = (*args, batch, index)
             program = _programs.remembered(
-                kind, self._loss, given, functools.partial(_programs.trace, function, *given)
+                "batch", function, given, functools.partial(_programs.trace, function, *given)
             )
             _programs.computed_by(program.code.jaxpr)
             part = _weighted(program, given, jnp.float32(weight))
@@ -118,7 +121,7 @@ class OverBatches(Curvature):
         """The loss, by one pass over the batches."""
         if isinstance(self._loss, Curvature):
             raise TypeError(f"{self._loss!r} over batches is a curvature, which has no value")
-        return self._sum("batch value", lambda p, batch, index: self._loss(p, batch), params)
+        return self._sum(lambda p, batch, index: self._loss(p, batch), params)
 
     def check_at(self, params: Params) -> Params:
         if not isinstance(self._loss, Curvature):
@@ -151,12 +154,12 @@ class OverBatches(Curvature):
 
         def summed(vector: jax.Array) -> jax.Array:
             with jax.disable_jit(False):
-                image = self._sum("batch product", product, params, vector)
+                image = self._sum(product, params, vector)
             count.one_more()
             return image
 
         with jax.disable_jit(False):
-            g = self._sum("batch gradient", gradient, params)
+            g = self._sum(gradient, params)
         return Flat(g, summed, flat, unravel)
 
 
@@ -192,15 +195,17 @@ def over_batches(
         without shuffling, a Grain dataset), or a function that returns an iterator. Each batch is a
         pytree of arrays with its $n_b$ samples along the leading axis.
       average: whether batches are weighted by their number of samples.
-      progress: True for a progress bar that counts products, or a function that is called with
-        their number.
+      progress: True for a progress bar that counts products, which needs `pfcore[runs]`; or a
+        function that is called with their number.
 
     Returns:
       A loss to pass to `top_eigenpairs`, `spectral_density`, `trace`, `diagonal`,
       `function_product`, `spectrum` or `track`, outside `jax.jit`. Ctrl-C stops between batches.
 
     Raises:
-      TypeError: `batches` can be iterated over only once.
+      TypeError: `loss` is not a function, or comes from `over_batches` or `watched`; `batches` is
+        not an iterable, or can be iterated over only once.
+      ValueError: when used: there are no batches, or one holds no arrays of samples.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -245,9 +250,7 @@ class Watched(Curvature):
         flat, unravel = ravel(in_single(params))
         count = _Count(self._progress, "products")
         with jax.disable_jit(False):
-            hessian = _programs.remembered(
-                "hessian", self._loss, params, lambda: Hessian.of(self._loss, params)
-            )
+            hessian = Hessian.of(self._loss, params)
             _programs.computed_by(hessian.product.jaxpr)
             g, needed = _prepared(hessian, params)
 
@@ -284,6 +287,9 @@ def watched(loss: Any, progress: Watch = True) -> Watched:
 
     Returns:
       A loss to pass to the routines of `pfcore.curvature`, outside `jax.jit`.
+
+    Raises:
+      TypeError: `loss` is not a function, or comes from `over_batches` or `watched`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore

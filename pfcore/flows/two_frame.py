@@ -26,6 +26,7 @@ from pfcore._checks import (
     check_count,
     check_learning_rate,
     check_loss,
+    check_not_negative,
 )
 from pfcore._trees import (
     Params,
@@ -362,11 +363,7 @@ def _check_options(
         raise ValueError(f"depth = {depth!r} is of order={RESUMMED!r}, not of order={order!r}")
     depth = DEPTH if depth is None else check_count("depth", depth, minimum=1)
     burn_in = BURN_IN if burn_in is None else check_count("burn_in", burn_in, minimum=0)
-    least = jnp.asarray(floor, float)
-    if least.ndim != 0:
-        raise ValueError(f"floor must be a scalar, got shape {least.shape}")
-    if not _programs.is_traced(least) and not (math.isfinite(least) and least >= 0):
-        raise ValueError(f"floor must be finite and not negative, got {floor!r}")
+    least = check_not_negative("floor", floor)
     return (order, depth if order == RESUMMED else 0), least, burn_in
 
 
@@ -472,7 +469,7 @@ class Stepper(NamedTuple):
       init: `init(params) -> state`.
       step: `step(state) -> state`, one step.
       position: `position(state) -> params`.
-      loss: from the parameters, or None.
+      loss: the loss as a function of the parameters, or None.
     """
 
     init: Callable[[Params], State]
@@ -574,7 +571,7 @@ def _mapped_init(stepper: Stepper, burn_in: int, floor: jax.Array, params: Param
     if _programs.is_traced(state):
         iterates = _move(stepper.step, state, burn_in)
     else:
-        iterates = _moved(_programs.trace(stepper.step, state), state, burn_in)
+        iterates = _moved(_programs.renewed(stepper.step, state), state, burn_in)
     return _renewed(floor, _split_of(iterates, burn_in))
 
 

@@ -234,6 +234,8 @@ def test_minibatches_have_the_quotients_of_their_own_hessians():
     )
     again = curvature.minibatch_sharpness(gauss, w, iter(batches))
     np.testing.assert_allclose(again.values, found.values, rtol=1e-10)
+    called = curvature.minibatch_sharpness(regression, w, lambda: iter(batches))
+    np.testing.assert_array_equal(called.values, found.values)
     one = curvature.minibatch_sharpness(regression, w, batches[:1])
     assert np.isnan(one.standard_error) and float(one.mean) == pytest.approx(values[0])
     whole = curvature.directional_sharpness(lambda w: regression(w, ROWS), w)

@@ -114,5 +114,7 @@ def test_refuses_wrong_options():
         edge_flow(mixed_loss, 0.1, curvature="end")
     with pytest.raises(ValueError, match=r"growth.*'fast'"):
         edge_flow(mixed_loss, 0.1, growth="fast")
+    with pytest.raises(TypeError, match=r"floor must be a number, got 'low'"):
+        edge_flow(mixed_loss, 0.1, floor="low")
     with pytest.raises(ValueError, match=r"floor.*-1"):
         edge_flow(mixed_loss, 0.1, floor=-1.0)
