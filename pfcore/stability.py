@@ -11,8 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfcore._checks import ArrayLike, Loss, ScalarLike, check_learning_rate, check_loss
-from pfcore._trees import Params, ravel
+from pfcore._checks import (
+    ArrayLike,
+    Loss,
+    ScalarLike,
+    check_learning_rate,
+    check_loss,
+    check_vector,
+)
+from pfcore._trees import Params, in_single, norm, ravel
 from pfcore.curvature.products import gradient, hvp
 from pfcore.flows.coefficients import principal_coefficient
 from pfcore.flows.registry import FLOWS
@@ -57,7 +64,7 @@ def coefficient(flow_name: str, z: ArrayLike) -> jax.Array:
       real $z > 1$, and an infinite real part at $z = 1$), else of the dtype of `z`.
 
     Raises:
-      ValueError: unknown flow.
+      ValueError: unknown flow, or one without a coefficient.
 
     Example:
       >>> import pfcore
@@ -68,7 +75,8 @@ def coefficient(flow_name: str, z: ArrayLike) -> jax.Array:
       Rosca, Wu, Qin, Dherin, TMLR 2023 (arXiv 2302.01952).
     """
     if flow_name not in _COEFFICIENTS:
-        raise ValueError(f"unknown flow {flow_name!r}; choose one of {', '.join(_COEFFICIENTS)}")
+        problem = "has no coefficient" if flow_name in FLOWS else "is unknown"
+        raise ValueError(f"flow {flow_name!r} {problem}; choose one of {', '.join(_COEFFICIENTS)}")
     return _COEFFICIENTS[flow_name](_as_inexact(z))
 
 
@@ -157,7 +165,7 @@ def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
 
     Args:
       loss: $E$, from `params` to a real scalar.
-      params: any pytree of floating-point arrays.
+      params: any pytree of floating-point arrays; 16-bit ones are cast to float32.
       vectors: orthonormal directions, such as eigenvectors, with the structure of `params` and a
         leading axis of length k; none by default.
 
@@ -165,7 +173,8 @@ def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
       A `Drift`.
 
     Raises:
-      ValueError: the loss is not a finite scalar at `params`.
+      ValueError: the loss is not a finite scalar at `params`, or `vectors` do not match `params`.
+      TypeError: `loss` or `vectors` are not real.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -175,13 +184,18 @@ def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
       (4.0, [1.0, 0.0])
     """
     params = check_loss(loss, params)
+    if vectors is not None:
+        vectors = check_vector("vectors", vectors, params, leading=True)
+    params = in_single(params)
+    # H times the direction of g: the squares of g and of Hg may leave the range.
     g = gradient(loss, params)
-    flat_g, _ = ravel(g)
-    hg, _ = ravel(hvp(loss, params, g))
-    size, g_size = jnp.linalg.norm(hg), jnp.linalg.norm(flat_g)
+    size = norm(g)
+    direction = jax.tree.map(lambda x: x / jnp.where(size > 0, size, 1).astype(x.dtype), g)
+    image, _ = ravel(hvp(loss, params, direction))
+    relative = norm(image)
     if vectors is None:
-        share = jnp.zeros((0,), hg.dtype)
+        share = jnp.zeros((0,), image.dtype)
     else:
-        along = jax.vmap(lambda u: ravel(u)[0])(vectors) @ hg
-        share = (along / jnp.where(size > 0, size, 1)) ** 2
-    return Drift(size, jnp.where(g_size > 0, size / jnp.where(g_size > 0, g_size, 1), 0), share)
+        unit = image / jnp.where(relative > 0, relative, 1)
+        share = (jax.vmap(lambda u: ravel(u)[0])(vectors).astype(unit.dtype) @ unit) ** 2
+    return Drift(relative * size, relative, share)

@@ -155,9 +155,33 @@ def test_drift_at_a_stationary_point():
     np.testing.assert_array_equal(found.share, [0, 0])
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_drift_in_any_unit_of_the_loss(unit):
+    params = jnp.array([1.0, 0.5], jnp.float32)
+    found = drift(lambda x: unit * (x[0] ** 2 + 0.5 * x[1] ** 2), params)
+    gradient, image = np.hypot(2, 0.5), np.hypot(4, 0.5)
+    np.testing.assert_allclose(float(found.norm) / unit / unit, image, rtol=1e-6)
+    np.testing.assert_allclose(float(found.relative) / unit, image / gradient, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_drift_at_16_bit_parameters_is_computed_in_single_precision(dtype):
+    params = jnp.array([1.0, 0.5], dtype)
+    found = drift(lambda x: 100 * (x[0] ** 2 + 0.5 * x[1] ** 2), params)
+    assert found.norm.dtype == jnp.float32
+    np.testing.assert_allclose(found.norm, 1e4 * np.hypot(4, 0.5), rtol=1e-6)
+
+
+def test_drift_rejects_vectors_of_another_shape():
+    with pytest.raises(ValueError, match=r"vectors has shape \(2, 3\)"):
+        drift(pfcore.objectives.quadratic, jnp.ones(2), jnp.ones((2, 3)))
+
+
 def test_invalid_arguments_are_rejected():
-    with pytest.raises(ValueError, match="sgd"):
+    with pytest.raises(ValueError, match="'sgd' is unknown"):
         coefficient("sgd", 1.0)
+    with pytest.raises(ValueError, match="'central' has no coefficient"):
+        coefficient("central", 1.0)
     with pytest.raises(ValueError, match="learning_rate"):
         stability_coefficient("ngf", -1.0, 1.0)
     with pytest.raises(ValueError, match="learning_rate"):
