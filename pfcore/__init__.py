@@ -1,7 +1,6 @@
 """Continuous-time models of gradient descent: flows, Hessian spectra, stability.
 
-Submodules are imported on first use. `import pfcore` alone loads none of them, and Diffrax is
-loaded only for an integration.
+Submodules are imported on first use; `import pfcore` alone loads none of them.
 """
 
 import importlib

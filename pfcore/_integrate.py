@@ -605,7 +605,8 @@ def follow(
 ) -> Trajectory:
     r"""Integrate a flow to the times of gradient descent's steps, $t_k = kh$.
 
-    Takes the arguments of `gradient_descent`, with a flow in place of the loss.
+    Positions are returned at the same times as those of `gradient_descent`. (The time of
+    `two_frame_flow_of` counts steps: pass 1 as its learning rate.)
 
     Args:
       flow: one of `pfcore.flows`, or any `Flow` or `SteppedFlow`.
@@ -622,6 +623,7 @@ def follow(
     Raises:
       ValueError: the learning rate is not positive and finite, a count is below 1, or `integrate`
         rejects the flow, the parameters or an option.
+      TypeError: a count is not an integer, or as for `integrate`.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

@@ -125,7 +125,7 @@ def redraw(
     from pfcore import figures  # needs Matplotlib, which the other commands do not
 
     try:
-        csv = figures.contents(source).csv if source.suffix == ".png" else source
+        csv = figures.contents(source).csv if source.suffix.lower() == ".png" else source
         figures.save(figures.redraw(csv, theme), target)
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

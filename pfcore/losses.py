@@ -618,6 +618,7 @@ def accuracy(
     microbatch: int | None = None,
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    rngs: Any = None,
 ) -> tuple[Callable[[Params], jax.Array], Params]:
     r"""Fraction of samples classified correctly, as a function of the parameters of a network.
 
@@ -635,6 +636,7 @@ def accuracy(
       microbatch: samples evaluated at a time, which bounds memory. None: all at once.
       weights: as for `full_batch`.
       mask: as for `full_batch`.
+      rngs: as for `full_batch`.
 
     Returns:
       `(accuracy, params)`: `params` is a nested dict of arrays, `accuracy(params)` a real scalar
@@ -662,6 +664,6 @@ def accuracy(
         microbatch=microbatch,
         weights=weights,
         mask=mask,
-        rngs=None,
+        rngs=rngs,
     )
     return (lambda params: jnp.real(count(params)) / total_weight), params

@@ -30,8 +30,8 @@ class Record:
     Attributes:
       arrays: NumPy arrays by name.
       info: the content of `record.json`: `experiment`, `config`, `data` (source and SHA-256),
-        whether it `diverged` and `diverged_at_step`, `wall_time_s`, `device`, `versions`,
-        `commit`.
+        whether it `diverged` and `diverged_at_step`, `wall_time_s`, `processes`, `device`,
+        `matmul_precision`, `versions`, `commit`.
     """
 
     arrays: dict[str, np.ndarray]

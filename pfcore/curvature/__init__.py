@@ -1,7 +1,8 @@
 """Eigenpairs, spectral densities, traces and functions of the Hessian and of other curvatures.
 
-Every routine takes `(loss, params)` for the Hessian of a loss, or `(curvature, params)` for the
-Gauss-Newton matrix, the Fisher matrix, one of them preconditioned, or a matrix of your own.
+Routines take `(loss, params)` for the Hessian of a loss, or `(curvature, params)` for the
+Gauss-Newton matrix, the Fisher matrix, one of them preconditioned, or a matrix of your own. Only
+`critical_learning_rate`, which evaluates the loss itself, takes no curvature.
 
 Float32 matrices are multiplied in float32 on a GPU and on a TPU too, unless the JAX setting
 `jax_default_matmul_precision` asks for less; every error then includes its rounding.

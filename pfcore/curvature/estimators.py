@@ -143,15 +143,15 @@ def trace(
       key: for the probes, `jax.random.key(seed)`.
       num_probes: p, at least 1 (2 for an error); for "xtrace" at most the number of parameters.
       method: "hutchinson" or "xtrace".
-      batch_size: number of probes multiplied together, with "hutchinson"; by default one.
+      batch_size: number of probes multiplied together, for "hutchinson" only; by default one.
 
     Returns:
       `Estimate(mean, standard_error)`, scalars.
 
     Raises:
-      ValueError: `num_probes` is out of range, the method is unknown, or the loss is not a finite
-        scalar at `params`.
-      TypeError: `num_probes` is not an integer.
+      ValueError: `num_probes` is out of range, the method is unknown, `batch_size` is given for
+        "xtrace", or the loss is not a finite scalar at `params`.
+      TypeError: a count is not an integer.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -167,6 +167,8 @@ def trace(
     num_probes = check_count("num_probes", num_probes, minimum=1)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "xtrace" and batch_size is not None:
+        raise ValueError(f"batch_size = {batch_size!r} is an option of method='hutchinson'")
     if method == "xtrace" and num_probes > num_entries(params):
         raise ValueError(
             f"xtrace takes at most as many probes as there are parameters, "

@@ -483,7 +483,8 @@ def function_product(
     `function_product(lambda x: (x + delta) ** -0.5, G, params, v)`.
 
     Args:
-      function: $f$, elementwise on an array of eigenvalues; it may return complex values.
+      function: $f$, elementwise on an array of eigenvalues; it may return complex values. It is
+        compiled with: pass the same function object, not a new lambda, to reuse the program.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
@@ -534,7 +535,8 @@ def apply_function(
     tolerance, with an error estimate.
 
     Args:
-      function: $f$, elementwise on an array of eigenvalues; it may return complex values.
+      function: $f$, elementwise on an array of eigenvalues; it may return complex values. It is
+        compiled with: pass the same function object, not a new lambda, to reuse the program.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.

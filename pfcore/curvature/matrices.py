@@ -547,7 +547,8 @@ def symmetric(matvec: Any, *, positive_semidefinite: bool = False) -> Curvature:
 
     Args:
       matvec: `matvec(params, vector)`, the product $A(\theta)v$, with the structure of `params`;
-        linear and symmetric in $v$, and traceable by JAX. A matrix that is not symmetric gives NaN.
+        linear and symmetric in $v$, and traceable by JAX. Where it is not symmetric, routines that
+        take several products return NaN; a single product, as in `hvp`, cannot tell.
       positive_semidefinite: whether no eigenvalue is negative.
 
     Returns:

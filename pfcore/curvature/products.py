@@ -38,9 +38,10 @@ class Part(NamedTuple):
 class Curvature:
     """A symmetric matrix that depends on parameters, given by its products.
 
-    Every routine of `pfcore.curvature`, and `pfcore.learning_rates.sharpness_rate`, takes a
-    curvature in place of a loss. It is created by `gauss_newton`, `fisher`, `empirical_fisher`,
-    `preconditioned`, `symmetric`, `subset`, `over_batches` or `watched`.
+    The routines of `pfcore.curvature`, except `critical_learning_rate`, and
+    `pfcore.learning_rates.sharpness_rate` take a curvature in place of a loss. It is created by
+    `gauss_newton`, `fisher`, `empirical_fisher`, `preconditioned`, `symmetric`, `subset`,
+    `over_batches` or `watched`.
 
     Attributes:
       positive_semidefinite: whether no eigenvalue is negative. Functions of the matrix are then

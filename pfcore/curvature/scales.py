@@ -125,7 +125,8 @@ def optimizer_scale(
         `nnx.Optimizer`.
       rest: the scale of parameters without such a state, as with `partition` or `masked`: 0
         excludes them, as if frozen; 1 is the scale of plain gradient descent.
-      b2, eps, eps_root: Adam's options, by default 0.999, 1e-8 and 0.
+      b2, eps, eps_root: Adam's options, by default 0.999, 1e-8 and 0. AdaGrad has `eps` too, by
+        default 1e-7.
       decay, eps, eps_in_sqrt: RMSProp's options, by default 0.9 (used by bias correction only),
         1e-8 and True.
 

@@ -43,7 +43,7 @@ def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, j
       of a leaf were selected).
 
     Raises:
-      ValueError: nothing is selected, or a mask does not match; the message lists the paths.
+      ValueError: nothing is selected, or a mask does not match; the message has the paths.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

@@ -54,9 +54,9 @@ class TrackerState(NamedTuple):
     """State of a tracker.
 
     Attributes:
-      pairs: `Eigenpairs` at the last point, [max_k]; NaN past `num_tracked`. The signs of
-        the vectors are continuous from point to point.
-      num_tracked: number of tracked pairs.
+      pairs: `Eigenpairs` at the last point, [max_k]; the values of those not tracked there are NaN.
+        The signs of the vectors are continuous from point to point.
+      num_tracked: number of pairs that the next update tracks.
       gradient: the gradient at the last point, with the structure of the parameters; None for a
         curvature without a gradient.
       history: the subspace at the last points, latest first, in aligned bases.
@@ -94,7 +94,7 @@ class Track(NamedTuple):
       residuals: [T, max_k].
       converged: [T, max_k].
       num_products: [T], Hessian-vector products.
-      num_tracked: [T].
+      num_tracked: [T], number of pairs tracked at each point.
       state: `TrackerState` after the last point: its eigenvectors, and the state to continue from.
     """
 
@@ -199,12 +199,13 @@ def tracker(
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       k: number of pairs to follow, at least 1.
       max_k: the largest number, if `threshold` adds more; by default k.
-      threshold: follow one more pair whenever the last one exceeds this (with "smallest": falls
-        below it), and one fewer when the last two do not; $1/h$ follows all directions along which
-        gradient descent oscillates.
+      threshold: after each point, one more pair is followed than eigenvalues exceeded this (with
+        "smallest": were below it; with "magnitude": exceeded it in magnitude), from k to `max_k`.
+        $1/h$ follows all directions along which gradient descent oscillates.
       tolerance: of the residuals, as for `top_eigenpairs`.
       which: "largest", "smallest" or "magnitude".
-      max_products: largest number of products at a point, by default $100 + 40\,k$.
+      max_products: largest number of products at a point, by default
+        $100 + 40\,\mathtt{max\_k}$.
       challenge_every: number of points from one comparison with the challenger to the next.
 
     Returns:
@@ -275,7 +276,8 @@ def _tracker(
     def next_count(pairs: Eigenpairs, count: jax.Array) -> jax.Array:
         if threshold is None:
             return count
-        beyond = sign * pairs.values > sign * jnp.asarray(threshold, pairs.values.dtype)
+        values = jnp.abs(pairs.values) if which == "magnitude" else pairs.values
+        beyond = sign * values > sign * jnp.asarray(threshold, values.dtype)
         return jnp.clip(
             1 + jnp.sum(beyond & (jnp.arange(max_k, dtype=jnp.int32) < count), dtype=jnp.int32),
             k,

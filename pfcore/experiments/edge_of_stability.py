@@ -80,7 +80,7 @@ def plan(config: Config) -> execution.Plan:
 
     def show(state) -> dict[str, str]:
         _, measured, done = state
-        return training.shown(measured, int(done))
+        return training.shown(measured.loss, measured.eigenvalues, int(done))
 
     def outcome(state) -> execution.Outcome:
         _, measured, done = state

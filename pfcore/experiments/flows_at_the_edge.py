@@ -12,8 +12,8 @@ import numpy as np
 import pfcore
 from pfcore import curvature, paths, stability
 from pfcore._checks import check_count, check_learning_rate
-from pfcore._trees import Params, add_scaled, ravel
-from pfcore.flows import Flow, SteppedFlow, named_flow, principal_flow
+from pfcore._trees import Params, add_scaled, ravel, real_dtype
+from pfcore.flows import Flow, SteppedFlow, named_flow
 from pfcore.records import Record
 from pfcore.runs import execution, training
 from pfcore.runs.problems import PROBLEMS, Problem, build
@@ -30,9 +30,9 @@ class Config:
       learning_rate: $h$.
       starts: numbers of gradient descent steps after which the comparison starts.
       num_steps: its length in steps, for the real flows.
-      principal_steps: its length for the principal flow, whose field takes up to `depth` products
-        for each evaluation, and complex ones if h λ₀ > 1.
-      flows: names of flows, as for `pfcore.flows.named_flow`.
+      principal_steps: its length for "principal" and "principal_np", whose fields take up to
+        `depth` products for each evaluation, and complex ones if h λ₀ > 1.
+      flows: names of flows without an oscillation, as for `pfcore.flows.named_flow`.
       depth: largest number of Hessian products for an evaluation of the principal flow.
       depth_tolerance: relative tolerance of its field.
       rtol: relative tolerance of the integration.
@@ -73,10 +73,17 @@ def plan(config: Config) -> execution.Plan:
     steps = check_count("num_steps", config.num_steps, minimum=1)
     principal_steps = min(steps, check_count("principal_steps", config.principal_steps, minimum=1))
     check_learning_rate(config.learning_rate)
-    h = np.float32(config.learning_rate)
     built = build(config.problem, seed=config.seed)
+    dtype = real_dtype(built.params)
+    h = np.asarray(config.learning_rate, dtype)[()]  # hashable
     trainer = training.Trainer(built, num_eigenpairs=1)
     loss = built.loss(built.data)
+    for name in config.flows:
+        if named_flow(name, loss, h).oscillation is not None:
+            raise ValueError(
+                f"flows are compared with the iterates of gradient descent, and {name!r} follows "
+                "the centre of an oscillation: use the experiment models-of-the-edge"
+            )
     value = jax.jit(loss)
     shape = (len(starts), len(names), steps + 1)
 
@@ -113,16 +120,17 @@ def plan(config: Config) -> execution.Plan:
         # Fetched first: during a wait for the device, NumPy turns Ctrl-C into a ValueError.
         arrays["slice_loss"][point] = jax.device_get(
             jax.jit(lambda s: jax.lax.map(lambda o: loss(add_scaled(params, o, vector)), s))(
-                offsets.astype(np.float32)
+                offsets.astype(dtype)
             )
         )
         return vector, pfcore.gradient_descent(loss, params, h, steps)
 
     @functools.cache  # a flow is compiled once for all starting points
     def flow_of(name: str, analytic: bool) -> Flow | SteppedFlow:
-        if name != "principal":
+        if not name.startswith("principal"):
             return named_flow(name, loss, h)
-        return principal_flow(
+        return named_flow(
+            name,
             loss,
             h,
             depth=config.depth,
@@ -135,13 +143,14 @@ def plan(config: Config) -> execution.Plan:
         """The path of a flow at the times of gradient descent's steps."""
         if name == "gd":
             return path, True
-        count = principal_steps if name == "principal" else steps
+        principal = name.startswith("principal")
+        count = principal_steps if principal else steps
         # Below 1 the principal flow is real, and a complex state would only be more expensive.
-        flow = flow_of(name, name == "principal" and bool(h * eigenvalue > 0.95))
+        flow = flow_of(name, principal and bool(h * eigenvalue > 0.95))
         trajectory = pfcore.integrate(
             flow,
             params,
-            h * np.arange(count + 1, dtype=np.float32),
+            h * np.arange(count + 1, dtype=dtype),
             rtol=config.rtol,
             atol=1e-6,
             # At this low accuracy a method of order 5 takes half the evaluations of one of order 8.

@@ -63,11 +63,12 @@ def plan(config: Config) -> execution.Plan:
     trainer = training.Trainer(built, num_eigenpairs=1)
     loss, accuracy = built.loss(built.data), jax.jit(built.accuracy(built.data))
     value = jax.jit(loss)
-    points, k, nodes = len(steps), config.num_eigenpairs, (config.num_probes, config.depth)
+    points, k = len(steps), config.num_eigenpairs
+    nodes = (config.num_probes, min(config.depth, num_entries(built.params)))
 
     def start():
         def room(*shape):
-            return np.full((points, *shape), np.nan, np.float32)
+            return np.full((points, *shape), np.nan, config.problem.dtype)
 
         arrays = {
             "loss": room(),
@@ -110,25 +111,22 @@ def plan(config: Config) -> execution.Plan:
             arrays[name][piece] = values
         return params, arrays
 
+    def count(arrays) -> int:
+        return int(np.sum(~np.isnan(arrays["test_accuracy"])))
+
     def ended(state) -> bool:
-        done = np.sum(~np.isnan(state[1]["test_accuracy"]))
-        return bool(done) and not np.isfinite(state[1]["loss"][done - 1])
+        done = count(state[1])
+        return done > 0 and not np.isfinite(state[1]["loss"][done - 1])
 
     def outcome(state) -> execution.Outcome:
         arrays = state[1]
-        done = int(np.sum(~np.isnan(arrays["test_accuracy"])))
+        done = count(arrays)
         diverged = steps[done - 1] if ended(state) else None
         kept = {name: array[:done] for name, array in arrays.items()}
         return execution.Outcome({"step": np.array(steps[:done], np.int32)} | kept, diverged)
 
     def show(state) -> dict[str, str]:
-        done = int(np.sum(~np.isnan(state[1]["test_accuracy"])))
-        if done == 0:
-            return {}
-        return {
-            "loss": f"{state[1]['loss'][done - 1]:.3g}",
-            "sharpness": f"{state[1]['eigenvalues'][done - 1, 0]:.3g}",
-        }
+        return training.shown(state[1]["loss"], state[1]["eigenvalues"], count(state[1]))
 
     return execution.Plan(built, points, start, advance, outcome, ended, show)
 

@@ -118,7 +118,8 @@ def plan(config: Config) -> execution.Plan:
 
     def show(state) -> dict[str, str]:
         *_, measured = state
-        return training.shown(measured, int(np.sum(measured.num_products > 0)))
+        done = int(np.sum(measured.num_products > 0))
+        return training.shown(measured.loss, measured.eigenvalues, done)
 
     return execution.Plan(built, len(cuts), start, advance, outcome, show=show)
 

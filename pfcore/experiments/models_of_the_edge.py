@@ -313,10 +313,10 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
     Returns:
       A `Record`. Its arrays [M + 1, T + 1] are for gradient descent first and then the models of
       the configuration, NaN where a model was not followed: `loss`, the mean of two successive
-      steps and what models expect for it; `oscillation`, its norm; `distance`, from what of
-      gradient descent a model follows (`MODELS`), over `travel`, the length of the way of gradient
-      descent's midpoints. `eigenvalue` [M + 1, S] is the sharpness at the positions of the times
-      `measured_at` [S]. Besides: `completed` [M + 1], `start_eigenvalues`, and
+      steps and what models expect for it; `oscillation`, its norm; `distance` from the points of
+      gradient descent that a model follows (`MODELS`), over `travel`, the length of the path of
+      gradient descent's midpoints. `eigenvalue` [M + 1, S] is the sharpness at the positions of the
+      times `measured_at` [S]. Besides: `completed` [M + 1], `start_eigenvalues`, and
       `gradients_per_step` [M + 1], what a step cost: operations of the products over samples over
       those of a gradient, the start left out (`pfcore.runs.counting`); NaN if not completed, and
       where a length of the parameters is a multiple of the number of samples.
@@ -335,7 +335,7 @@ class Row(NamedTuple):
       mean_loss: relative error of the mean loss of two steps, on average.
       gradients: what following it over one step of gradient descent costs, in gradients.
       steps: for how many it was followed.
-      completed: whether it was followed for as many as it was to be.
+      completed: whether all requested steps were reached.
     """
 
     distance: float

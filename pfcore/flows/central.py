@@ -409,8 +409,8 @@ def central_flow(
     in each substep $X$ solves a complementarity problem (`pfcore.flows.complementarity`): with
     $G_{ij} = \nabla(u_i^\top H u_j)$, no direction is to exceed $2/h$ at the end of the substep.
     For one critical direction $X = \max(0, -2\langle\nabla E, \nabla\lambda\rangle /
-    \|\nabla\lambda\|^2)$ on the edge. It is a projection: started beyond the edge, it is there
-    after one substep. Where no oscillation can keep the curvature from growing, because
+    \|\nabla\lambda\|^2)$ on the edge. The step is a projection: a flow started beyond the edge is
+    on it after one substep. Where no oscillation can keep the curvature from growing, because
     $\nabla\lambda = 0$, the problem has no solution; then `pfcore.integrate` ends with `completed`
     false, and says by `residual` how much is left.
 
@@ -422,8 +422,8 @@ def central_flow(
     Args:
       loss: $E$, from `params` to a real scalar, with third derivatives: no ReLU.
       learning_rate: $h > 0$ of the gradient descent that is modelled.
-      max_k: how many critical directions at most; the following ones are ignored, and may exceed
-        the edge. At most as many as there are parameters are used.
+      max_k: largest number of critical directions; further ones are ignored, and may exceed the
+        edge. At most as many as there are parameters are used.
       threshold: of $h\lambda$, between 0 and 2: directions above take part. The default is that of
         the authors.
       substeps: Euler steps for one of gradient descent; the default is that of the authors.

@@ -1,4 +1,4 @@
-"""A flow in steps of a fixed length: as cheap as its stiffness allows, whatever the error."""
+"""Runge-Kutta steps of a fixed length for flows whose stiffness, not accuracy, limits the step."""
 
 import dataclasses
 from typing import Any
@@ -68,21 +68,22 @@ def fixed_steps(
     *,
     solver: diffrax.AbstractSolver | None = None,
 ) -> SteppedFlow:
-    r"""A flow in Runge-Kutta steps of a fixed length, for what it costs.
+    r"""Integrate a flow by a Runge-Kutta method of fixed step length.
 
     Where a flow is stiff, stability limits the steps and not accuracy: an adaptive controller finds
     the limit by rejecting steps, and estimates errors that are far below its tolerance. Steps just
-    below the limit need neither. What fits, in `diffrax.Bosh3`, with three fields a step:
+    below the limit need neither. The longest stable steps of `diffrax.Bosh3`, which evaluates the
+    field three times a step:
 
     * two-frame flow of order 1, edge-type flow without correction: $h$, up to $h\lambda = 2.5$;
     * two-frame flow of order 2, edge-type flow: $h/2$, up to $h\lambda = 2.3$; $h/4$ up to 3.6.
 
-    Nothing watches the error: compare with half the length.
+    There is no error control: compare with half the step length.
 
     Args:
       flow: a `Flow` whose field does not depend on time.
-      length: of a step, in the unit of the flow: $h$ is one step of gradient descent, and 1 one of
-        a map's for `two_frame_flow_of`.
+      length: step length in units of the flow's time. A step of gradient descent takes $h$; for
+        `two_frame_flow_of`, a step of the map takes 1.
       solver: an explicit Runge-Kutta method of Diffrax, by default `diffrax.Bosh3()`.
 
     Returns:

@@ -19,15 +19,15 @@ class Flow(NamedTuple):
 
     The state may hold more than the parameters (the principal flow's is complex, the two-frame
     flow's has a centre and an oscillation), which is why it is made by `init` and read by
-    `position`. Three functions make a flow; the others are None where a flow has no such thing.
+    `position`. Three functions make a flow; the others are optional.
 
     Attributes:
       init: `init(params) -> state`. Checks the loss and the parameters.
       vector_field: `vector_field(t, state) -> dstate/dt`, with its sign: gradient flow's is
         $-\nabla E$.
       position: `position(state) -> params`, real, comparable with gradient descent's.
-      oscillation: `oscillation(state) -> params`, half the distance between successive iterates
-        of an optimiser that oscillates about the position.
+      oscillation: `oscillation(state) -> params`, half the difference of successive iterates of an
+        optimiser that oscillates about the position.
       expected_loss: `expected_loss(state) -> scalar`, the loss of the optimiser averaged over its
         oscillation.
       after_step: `after_step(state) -> state`, the same state in another representation, such as

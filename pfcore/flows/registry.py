@@ -61,7 +61,7 @@ FLOWS: dict[str, FlowEntry] = {
 
 
 def named_flow(name: str, loss: Loss, learning_rate: ScalarLike, **options) -> Flow | SteppedFlow:
-    """The flow called `name`: one line where several are compared.
+    """Construct a flow by its name.
 
     Args:
       name: one of `FLOWS`: "ngf", "igr", "third_order", "principal", "principal_np" for the

@@ -66,7 +66,9 @@ class ConvNet(nnx.Module):
         if len(self.pool) != len(channels):
             raise ValueError(f"pool says {pool!r} for {len(channels)} block(s); one for each")
         factor = 2 ** sum(self.pool)
-        if height % factor or width % factor or not channels:
+        if not channels:
+            raise ValueError("channels must name at least one block, got ()")
+        if height % factor or width % factor:
             raise ValueError(
                 f"image_shape must be divisible by 2 once for each block that pools, got "
                 f"{image_shape!r} for {sum(self.pool)} such block(s)"
@@ -111,8 +113,8 @@ class VGG11(ConvNet):
       width: w, 64 in the original.
       activation: as for `MLP`.
       norm: as for `ConvNet`.
-      weight_gain: gain of the convolutions. None: 2 for "relu", "gelu" and "silu", which halve the
-        signal's mean square, and 1 for all others.
+      weight_gain: gain of the convolutions. None: 2 for "relu", "gelu", "silu" and "swish", which
+        halve the signal's mean square, and 1 for all others, functions included.
       implementation: convolution implementation, as for `Conv`.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
       rngs: source of the initial weights, `nnx.Rngs(seed)`.

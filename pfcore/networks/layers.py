@@ -87,7 +87,7 @@ class Norm(nnx.Module):
 
     Args:
       kind: "batch": $m$ and $v$ of each channel over the current batch, always. "group": of each
-        image over groups of 16 or more channels.
+        image over groups of at least 16 channels, or over all channels if there are fewer.
       channels: total number of channels.
       param_dtype: dtype of scale and bias, which start at 1 and 0.
     """

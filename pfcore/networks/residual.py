@@ -61,8 +61,8 @@ class ResNet18(nnx.Module):
       activation: as for `MLP`.
       norm: after every convolution: "none", "group" or "batch", as for `ConvNet`. The original has
         "batch".
-      weight_gain: gain of the convolutions. None: 2 for "relu", "gelu" and "silu", which halve the
-        signal's mean square, and 1 for all others.
+      weight_gain: gain of the convolutions. None: 2 for "relu", "gelu", "silu" and "swish", which
+        halve the signal's mean square, and 1 for all others, functions included.
       implementation: convolution implementation, as for `Conv`.
       param_dtype: dtype of the parameters; float64 needs `jax.config.jax_enable_x64`.
       rngs: source of the initial weights, `nnx.Rngs(seed)`.

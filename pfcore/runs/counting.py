@@ -194,14 +194,15 @@ def counted(function: Callable[..., Any], *args: Any, num_samples: int) -> Count
     Args:
       function: of arrays and trees of arrays, which it may be traced with.
       *args: its arguments.
-      num_samples: of the loss. Choose one of which no other dimension is a multiple.
+      num_samples: number of samples in the loss. Choose one of which no other dimension is a
+        multiple.
 
     Returns:
       `Counted`: what the function returned, and the operations.
 
     Raises:
       ValueError: `num_samples` is below 2: one divides every dimension.
-      NotImplementedError: there are products over samples within a primitive that is no loop,
+      NotImplementedError: there are products over samples inside a primitive other than a loop,
         branch or call.
 
     Example:

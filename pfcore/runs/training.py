@@ -205,14 +205,11 @@ def filled(room: Measured, start: int, measured: Measured) -> Measured:
     return jax.tree.map(fill, room, jax.device_get(measured))
 
 
-def shown(measured: Measured, done: int) -> dict[str, str]:
+def shown(loss: np.ndarray, eigenvalues: np.ndarray, done: int) -> dict[str, str]:
     """Loss and sharpness at the last measurement, for a progress bar."""
     if done == 0:
         return {}
-    return {
-        "loss": f"{measured.loss[done - 1]:.3g}",
-        "sharpness": f"{measured.eigenvalues[done - 1, 0]:.3g}",
-    }
+    return {"loss": f"{loss[done - 1]:.3g}", "sharpness": f"{eigenvalues[done - 1, 0]:.3g}"}
 
 
 def outcome(measured: Measured, every: int, *, first: int = 0, trim: bool = True) -> Outcome:

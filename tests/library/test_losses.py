@@ -858,3 +858,12 @@ def test_16_bit_parameters_have_a_loss_in_single_precision(dtype, microbatch):
     exact = exact + np.asarray(single["layers"][0]["bias"], float)
     expected = 0.5 * np.mean(np.sum((exact - columns) ** 2, axis=1))
     assert float(loss(single)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_accuracy_of_a_model_that_draws_random_numbers():
+    model = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    x, y = jax.random.normal(jax.random.key(0), (12, 3)), jnp.arange(12) % 8
+    with pytest.raises(ValueError, match=r"pass rngs=nnx\.Rngs\(0\)"):
+        accuracy(model, x, y, microbatch=4)
+    shares = [accuracy(model, x, y, microbatch=size, rngs=nnx.Rngs(0)) for size in (None, 4)]
+    assert len({float(share(params)) for share, params in shares}) == 1

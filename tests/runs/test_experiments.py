@@ -17,6 +17,7 @@ import pfcore
 from pfcore import experiments, records
 from pfcore._trees import ravel
 from pfcore.experiments import edge_of_stability, flows_at_the_edge
+from pfcore.flows import named_flow
 from pfcore.runs import execution, folder, overrides, training
 from pfcore.runs.problems import PROBLEMS, Problem, build
 from tests.conftest import flatten_path
@@ -64,9 +65,7 @@ def _compiled_once():
         patched.setattr(training, "Trainer", trainer_once)
         for module in experiments.EXPERIMENTS.values():
             patched.setattr(module, "build", build_once)
-        for name in ("named_flow", "principal_flow"):
-            once = functools.cache(getattr(flows_at_the_edge, name))
-            patched.setattr(flows_at_the_edge, name, once)
+        patched.setattr(flows_at_the_edge, "named_flow", functools.cache(named_flow))
         yield
 
 
@@ -772,7 +771,32 @@ def check_slice(record, point: int, params, expected: Dense, start: int):
     np.testing.assert_allclose(loss, direct, rtol=2e-3)
 
 
+def test_flows_that_follow_midpoints_are_not_compared_with_iterates():
+    config = configure("flows-at-the-edge", "flows=ngf,rod")
+    with pytest.raises(ValueError, match=r"'rod' follows the centre.*models-of-the-edge"):
+        experiments.run("flows-at-the-edge", config)
+
+
+def test_every_principal_flow_is_followed_without_the_matrix():
+    changes = "learning_rate=0.1", "starts=1", "num_steps=3", "principal_steps=1", "num_slice=3"
+    config = configure(
+        "flows-at-the-edge", *changes, "flows=principal,principal_np", "depth=4", "rtol=1e-3"
+    )
+    record = experiments.run("flows-at-the-edge", config)
+    assert record["completed"].all()
+    assert np.isfinite(record["loss"][0, 1:]).sum(axis=1).tolist() == [2, 2]
+
+
 # ---- hessian-through-training
+
+
+def test_the_density_has_at_most_as_many_nodes_as_there_are_parameters():
+    config = configure(
+        "hessian-through-training", "problem.widths=1", "steps=0", "num_probes=2",
+        "num_eigenpairs=1", "depth=80",
+    )  # fmt: skip
+    record = experiments.run("hessian-through-training", config)
+    assert record["nodes"].shape == (1, 2, 33) and np.isfinite(record["nodes"]).all()
 
 
 @pytest.mark.slow

@@ -253,3 +253,14 @@ def test_counts_are_checked():
         )
     with pytest.raises(ValueError, match="k must be at least 1"):
         tracker(lambda x: jnp.sum(x**4), 0, max_k=2).init(jnp.ones(3), jax.random.key(0))
+
+
+def test_a_threshold_is_compared_with_magnitudes_where_they_order_the_spectrum():
+    slope = jnp.array([-100.0, 50.0, 1.0])
+    follow = tracker(
+        lambda x: jnp.sum(slope * x**2) / 2, 1, max_k=2, threshold=10.0, which="magnitude"
+    )
+    state = follow.init(jnp.ones(3), jax.random.key(0))
+    assert int(state.num_tracked) == 2
+    state = follow.update(jnp.ones(3), state)
+    np.testing.assert_allclose(state.pairs.values, [-100, 50], rtol=1e-4)
