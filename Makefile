@@ -235,7 +235,7 @@ endef
 browser: html  ## read every page of the built book in a browser
 	$(call check,browser,every page$(comma) desktop and phone)
 	$(call chromium)
-	@"$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup --confcutdir tests/browser -m browser tests/browser \
+	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" "$(BIN)/python" -m pytest -q -rs --tb=short -n $(JOBS) --dist loadgroup --confcutdir tests/browser -m browser tests/browser \
 	  --ignore tests/browser/test_pdf.py
 
 access: html  ## the accessibility of every page, and pictures of all of them

@@ -35,7 +35,7 @@ def _work(item: pytest.Item) -> float:
         return float("inf")
     page = book.HTML / marks[0]
     size = page.stat().st_size if page.is_file() else 1
-    return size + 1e6 * (marks[0] in visits.read_by_axe())
+    return size + 1e6 * (marks[0] in visits.read_by_axe("desktop"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

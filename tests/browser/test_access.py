@@ -12,8 +12,14 @@ from tests.browser import axe, tabs, visits
 pytestmark = pytest.mark.browser
 
 
-@pytest.mark.parametrize("name", visits.each(visits.read_by_axe()))
-@pytest.mark.parametrize("view", list(tabs.VIEWS))
+@pytest.mark.parametrize(
+    "name, view",
+    [
+        pytest.param(name, view, marks=pytest.mark.xdist_group(name))
+        for view in tabs.VIEWS
+        for name in visits.read_by_axe(view)
+    ],
+)
 def test_axe_finds_no_serious_violation(visit, name, view):
     found = visit(name, view).violations
     assert "light" in found

@@ -9,16 +9,21 @@ ROOT = address.ROOT
 NEW = "some-body/gradient-flows"
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of every file that names the repository."""
+@pytest.fixture(scope="module")
+def naming():
+    """Every file that names the repository."""
     old = address.current()
-    for path in address.files():
-        text = path.read_text(encoding="utf-8")
-        if old in text or address.pages(old) in text:
-            target = tmp_path / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    texts = {path: path.read_text(encoding="utf-8") for path in address.files()}
+    return [path for path, text in texts.items() if old in text or address.pages(old) in text]
+
+
+@pytest.fixture
+def tree(naming, tmp_path):
+    """A copy of them."""
+    for path in naming:
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     return tmp_path
 
 
@@ -61,6 +66,6 @@ def test_only_whole_addresses_are_replaced(text, expected):
 
 
 @pytest.mark.parametrize("wrong", ["pfcore", "a/b/c", "https://github.com/a/b", "", "a/"])
-def test_what_is_no_repository_is_refused(tree, wrong):
+def test_what_is_no_repository_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="REPO must be owner/name"):
-        address.move(tree, wrong)
+        address.move(tmp_path, wrong)

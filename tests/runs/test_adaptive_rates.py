@@ -97,6 +97,10 @@ WRITTEN_OUT = {
 }
 
 
+# One process runs all methods, once.
+of_everything = pytest.mark.xdist_group("everything")
+
+
 @pytest.fixture(scope="module")
 def everything():
     return run(f"methods={','.join(WRITTEN_OUT)}")
@@ -106,6 +110,7 @@ def test_every_method_is_listed():
     assert {optimizers.read(text).name for text in WRITTEN_OUT} == set(optimizers.METHODS)
 
 
+@of_everything
 @pytest.mark.parametrize("text", WRITTEN_OUT)
 def test_against_optax(everything, text):
     index = list(WRITTEN_OUT).index(text)
@@ -144,6 +149,7 @@ def test_measurements_match_their_definitions():
     np.testing.assert_allclose(found["rate_each_step"][0, 0], 0.3, rtol=1e-6)
 
 
+@of_everything
 def test_methods_count_their_gradients(everything):
     costs = dict(zip(WRITTEN_OUT, everything["cost"][:, 0, -1], strict=True))
     assert costs["sgd:learning_rate=0.3"] == costs["polyak"] == costs["prodigy"] == STEPS

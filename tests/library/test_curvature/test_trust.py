@@ -430,7 +430,7 @@ ARRAYS = {
     "empirical_fisher": "does not approximate the Hessian",
     "preconditioned": "For constant P",
     "optimizer_scale": "left out here",
-    "symmetric": "not symmetric gives NaN",
+    "symmetric": "not symmetric, routines that take several products return NaN",
     "watched": "loss",
 }
 
