@@ -545,8 +545,10 @@ def integrate(
 
     Raises:
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
-        not positive, a solver for a `SteppedFlow`, or parameters that `flow.init` rejects.
-      TypeError: `flow` is not a flow.
+        not positive, `max_steps` below 1, a solver for a `SteppedFlow`, or a loss or parameters
+        that `flow.init` rejects.
+      TypeError: `flow` is not a flow, `max_steps` is not an integer, or `flow.init` rejects the
+        loss or the parameters.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

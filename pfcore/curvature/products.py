@@ -198,7 +198,8 @@ def hvp(
 
     Raises:
       TypeError: the loss cannot be differentiated twice, or not in the requested mode.
-      ValueError: `mode` is unknown, or a leaf of `vector` is missing or of another shape.
+      ValueError: `mode` is unknown or given for a `Curvature`, or a leaf of `vector` is missing or
+        of another shape.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

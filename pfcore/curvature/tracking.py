@@ -213,6 +213,7 @@ def tracker(
 
     Raises:
       ValueError: as for `top_eigenpairs`; `max_k` below k, or `challenge_every` below 1.
+      TypeError: as for `top_eigenpairs`, or a count is not an integer.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -420,7 +421,7 @@ def track(
       A `Track`.
 
     Raises:
-      ValueError: as for `top_eigenpairs`.
+      ValueError, TypeError: as for `tracker`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore

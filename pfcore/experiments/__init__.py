@@ -110,7 +110,8 @@ def run(
       The `pfcore.records.Record`.
 
     Raises:
-      ValueError: a setting is invalid, or `out` holds a run with other settings.
+      ValueError: a setting is invalid, `out` holds a run with other settings, or `resume` comes
+        without `out`.
       FileExistsError: `out` holds a run, and `resume` is false.
       OSError: `out` cannot be written or its disk is full, or the data are not available.
       Interrupted: the run was stopped by Ctrl-C. With `out`, it can be resumed.

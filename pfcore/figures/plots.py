@@ -136,7 +136,8 @@ def plot_eigenvalues(
       converge, if any; then the edge, if a learning rate was given.
 
     Raises:
-      ValueError: the eigenvalues do not have the shape [T, k], or `steps` or `learning_rate` T.
+      ValueError: the eigenvalues do not have the shape [T, k], or `steps` or `learning_rate` T; a
+        learning rate is not positive.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

@@ -92,7 +92,15 @@ def contours(
 
 
 def label(ax: Axes, x: float, y: float, name: str, text: str | None = None, **kwargs) -> None:
-    """Write a flow's name in its colour beside its line, with a white outline."""
+    """Write a flow's name in its colour beside its line, with a white outline.
+
+    Args:
+      ax: the axes.
+      x, y: the end of the line, in the units of the data.
+      name: "gd" or one of `pfcore.flows.FLOWS`, a key of `COLORS`.
+      text: what to write; by default `LABELS[name]`.
+      **kwargs: options of `ax.annotate`.
+    """
     written = ax.annotate(
         LABELS[name] if text is None else text,
         (x, y),
@@ -105,7 +113,13 @@ def label(ax: Axes, x: float, y: float, name: str, text: str | None = None, **kw
 
 
 def dots(ax: Axes, x: ArrayLike, y: ArrayLike, **kwargs) -> None:
-    """Iterates of gradient descent: black dots joined by a thin line."""
+    """Iterates of gradient descent: black dots joined by a thin line.
+
+    Args:
+      ax: the axes.
+      x, y: coordinates, as for `ax.plot`.
+      **kwargs: options of `ax.plot`.
+    """
     look: dict[str, Any] = {"color": COLORS["gd"], "lw": 0.8, "marker": "o", "ms": 5, "zorder": 5}
     ax.plot(x, y, **(look | kwargs))
 
@@ -117,7 +131,13 @@ def step_axis(ax: Axes) -> None:
 
 
 def key(ax: Axes, names: list[str], **kwargs) -> None:
-    """One legend for several flows, where labels beside the lines would collide."""
+    """One legend for several flows, where labels beside the lines would collide.
+
+    Args:
+      ax: the axes.
+      names: keys of `COLORS`, as for `label`.
+      **kwargs: options of `ax.legend`.
+    """
     handles = [
         plt.Line2D(
             [], [], color=COLORS[n], lw=0.8 if n == "gd" else 2, marker="o" if n == "gd" else None

@@ -204,7 +204,9 @@ def edge_flow(
 
     Raises:
       ValueError: the learning rate is not a positive finite scalar, `curvature` or `growth` is
-        unknown, or `floor` is negative or not finite.
+        unknown, or `floor` is negative or not finite; from `init`, a loss that is not a finite
+        scalar at the start.
+      TypeError: `floor` is not a number.
 
     Example:
       >>> import jax.numpy as jnp, pfcore

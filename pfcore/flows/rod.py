@@ -185,7 +185,7 @@ def rod_flow(
 
     Raises:
       ValueError: the learning rate is not a positive finite scalar, or `rank` or `substeps` is
-        below 1.
+        below 1; from `init`, a loss that is not a finite scalar at the start.
       TypeError: `rank` is neither None nor an integer, or `substeps` is no integer.
 
     Example:

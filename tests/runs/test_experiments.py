@@ -22,6 +22,9 @@ from pfcore.runs import execution, folder, overrides, training
 from pfcore.runs.problems import PROBLEMS, Problem, build
 from tests.conftest import flatten_path
 
+# One process runs them: they share what is compiled, and runs.
+pytestmark = pytest.mark.xdist_group("experiments")
+
 # Small enough for dense Hessians. Gradient descent oscillates at h = 0.8, and diverges at 10⁴.
 TINY = (
     "problem.data=breast_cancer",

@@ -73,6 +73,9 @@ def test_one_direction_has_the_variance_of_the_closed_form():
     np.testing.assert_allclose(one.amplitude[-1] ** 2, 2 * 0.02, rtol=1e-6)
     np.testing.assert_allclose(one.sharpness.max(), 2, atol=1e-6)
     assert abs(one.distance - 0.330) < 0.2 * 0.330
+
+
+def test_one_direction_has_the_variance_of_the_closed_form_in_a_slanted_valley():
     loss, h, _, _ = TOYS["T2"]
     two = run("T2", central_flow, averaged)
     end = two.path.params[-1]
