@@ -247,7 +247,9 @@ def scale_by_dal(
             lambda: (state.curvature, state.curvature, state.weight),
         )
         rate = _rate(curvature, power, max_learning_rate, cap)
-        rate = bounded(rate, jnp.isfinite(latest), max_learning_rate)
+        # Between two measurements, too, a batch may not be finite.
+        sane = jnp.isfinite(latest) & jnp.isfinite(norm(at.updates))
+        rate = bounded(rate, sane, max_learning_rate)
         return scaled(updates, rate), ScaleByDalState(
             rate, curvature, optax.safe_increment(state.num_updates), weight
         )

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from pfcore._checks import ScalarLike, check_positive
-from pfcore._trees import Params, num_entries
+from pfcore._trees import Params, norm, num_entries
 from pfcore.curvature.eigenpairs import find_eigenpairs
 from pfcore.curvature.products import LossOrCurvature
 from pfcore.learning_rates._dal import descending
@@ -64,7 +64,8 @@ def scale_by_sharpness(
     that is cut short gives a rate that is too large, not too small. The search also follows a
     challenger, the best other direction, at the cost of one product per search; a direction that
     becomes sharper is thus detected early. Where $\lambda_0 \le 0$, h is $h_\text{max}$. Where it
-    is not finite, h is 0, the update is zero, and the next update searches again. On momentum and
+    or the update is not finite, h is 0 and the update is zero; where $\lambda_0$ is not finite, the
+    next update searches again. On momentum and
     16-bit parameters, see `scale_by_dal`.
 
     `loss_fn` may also be a `pfcore.curvature.Curvature`, whose largest eigenvalue is then
@@ -186,7 +187,8 @@ def scale_by_sharpness(
             jnp.asarray(scale).astype(dtype) / positive,
             jnp.full_like(curvature, jnp.finfo(dtype).max),
         )
-        rate = bounded(rate, jnp.isfinite(curvature), max_learning_rate)
+        sane = jnp.isfinite(curvature) & jnp.isfinite(norm(at.updates))
+        rate = bounded(rate, sane, max_learning_rate)
         return scaled(updates, rate), ScaleBySharpnessState(
             rate,
             curvature,

@@ -290,6 +290,21 @@ def test_power_zero_is_a_fixed_rate():
         np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["scale_by_dal", "scale_by_sharpness", "scale_by_cdat"])
+def test_a_bad_batch_between_two_measurements_changes_nothing(name):
+    options = {} if name == "scale_by_cdat" else {"refresh_every": 10}
+    tx = getattr(learning_rates, name)(**options)
+    state, x = tx.init(jnp.ones(1)), jnp.ones(1)
+    for count, update in enumerate((8.0, jnp.nan, jnp.inf, 8.0)):
+        given = jnp.full(1, update)
+        updates, state = tx.update(given, state, x, loss_fn=lambda p: 4 * jnp.sum(p**2))
+        if count in (1, 2):
+            assert float(updates[0]) == 0 and float(state.learning_rate) == 0
+        else:
+            assert float(updates[0]) == pytest.approx(8 * float(state.learning_rate))
+            assert float(state.learning_rate) == pytest.approx(0.25, rel=1e-3)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("first", [0, 4])
 def test_after_a_bad_batch_the_next_update_measures_again(compiled, first):
