@@ -12,7 +12,7 @@ import numpy as np
 from pfcore import _programs
 from pfcore._checks import ArrayLike, ScalarLike, check_count, check_learning_rate
 from pfcore._trees import Params, in_single, real_dtype
-from pfcore.flows.flow import Flow, State, SteppedFlow, shared
+from pfcore.flows.flow import Flow, State, SteppedFlow, shared, versioned
 
 MAX_STEPS = 4096
 # Errors of single steps add up over a trajectory. Holding each to a tenth of the tolerance keeps
@@ -580,8 +580,10 @@ def integrate(
     relative, absolute = (
         _check_tolerance(name, value, dtype) for name, value in (("rtol", rtol), ("atol", atol))
     )
-    if not isinstance(solver, diffrax.AbstractImplicitSolver):  # which differentiates the field
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
         flow = shared(flow, state, times[0])
+    elif isinstance(flow, Flow):  # its field is differentiated
+        flow = versioned(flow)
     if isinstance(flow, SteppedFlow):
         most = jnp.iinfo(jnp.int32).max if max_steps is None else max_steps
         return _take_steps(flow, state, times, jnp.int32(most))

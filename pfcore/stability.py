@@ -85,9 +85,10 @@ def stability_coefficient(
 ) -> jax.Array:
     r"""$\operatorname{sgn}(\lambda)\,\operatorname{Re}\alpha(h\lambda)$.
 
-    Negative attracts, positive repels, zero at $\lambda = 0$. For the principal flow it changes
-    sign at $h\lambda = 2$, where gradient descent becomes unstable; for NGF and IGR flow it is
-    negative for every $\lambda > 0$.
+    Negative attracts, positive repels, zero at $\lambda = 0$. (For flows that carry an oscillation
+    it is $\alpha(h\lambda)$, the growth of the oscillation, whatever the sign of $\lambda$.) For
+    the principal flow it changes sign at $h\lambda = 2$, where gradient descent becomes unstable;
+    for NGF and IGR flow it is negative for every $\lambda > 0$.
 
     Args:
       flow_name: as for `coefficient`.
@@ -107,7 +108,8 @@ def stability_coefficient(
     """
     eigenvalue = _as_inexact(eigenvalue)
     h = check_learning_rate(learning_rate).astype(eigenvalue.dtype)
-    return jnp.sign(eigenvalue) * coefficient(flow_name, h * eigenvalue).real
+    found = coefficient(flow_name, h * eigenvalue).real
+    return found if FLOWS[flow_name].oscillates else jnp.sign(eigenvalue) * found
 
 
 def regime(learning_rate: ScalarLike, eigenvalue: ArrayLike) -> str | np.ndarray:
@@ -133,7 +135,8 @@ def regime(learning_rate: ScalarLike, eigenvalue: ArrayLike) -> str | np.ndarray
       >>> pfcore.stability.regime(0.1, 15.0)
       'attracting, oscillating'
     """
-    z = float(check_learning_rate(learning_rate)) * np.asarray(eigenvalue, float)
+    check_learning_rate(learning_rate)
+    z = float(learning_rate) * np.asarray(eigenvalue, float)  # in double precision
     if np.any(np.isnan(z)):
         raise ValueError(f"eigenvalue must be a number, got {eigenvalue!r}")
     names = np.select(

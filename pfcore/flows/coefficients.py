@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import ArrayLike
+from pfcore._trees import in_single
 
 BRANCHES = ("principal", "continued")
 
@@ -19,6 +20,9 @@ def principal_coefficient(z: ArrayLike, *, branch: str = "principal") -> jax.Arr
     $\operatorname{Re} z = 1$, $\operatorname{Im} z > 0$.
     """
     z = jnp.asarray(z)
+    if not jnp.issubdtype(z.dtype, jnp.inexact):
+        z = z.astype(float)
+    z = in_single(z)
     x, y = (z.real, z.imag) if jnp.iscomplexobj(z) else (z, jnp.zeros_like(z))
     # log|1 - z| by log1p where 1 - z is near 1: log itself would lose the digits of z there.
     near_zero = jnp.hypot(x, y) < 0.5

@@ -148,6 +148,32 @@ def shared(flow: AnyFlow, state: State, time: jax.Array) -> AnyFlow:
     return cast(AnyFlow, flow._replace(init=identity, **replaced))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    """A function of a flow, equal to another while its loss computes the same."""
+
+    function: Any
+    token: Any
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
+def versioned(flow: Flow) -> Flow:
+    """The flow with a field that compiled functions take for another once its loss has changed.
+
+    For solvers that differentiate the field, which `shared` does not allow.
+    """
+    field: Any = flow.vector_field
+    known = isinstance(field, jax.tree_util.Partial) and isinstance(field.func, _Bound)
+    if not known:
+        return flow
+    token = _programs.remembered("version", field.func.arguments[0], (), object)
+    return flow._replace(
+        vector_field=jax.tree_util.Partial(_Version(field.func, token), *field.args)
+    )
+
+
 def _called(program: _programs.Program, *args: Any) -> State:
     # Constants come out of a program as NumPy has them.
     return jax.tree.map(jnp.asarray, program(*args))

@@ -28,12 +28,14 @@ class FlowEntry(NamedTuple):
       make: `make(loss, learning_rate, **options) -> Flow` or `SteppedFlow`.
       color: the role of its colour, one of `pfcore.figures.style.PALETTE`.
       coefficient: its $\alpha(z)$ of `pfcore.stability.coefficient`; None if it has none.
+      oscillates: whether this is the growth of an oscillation, not a multiple of the gradient.
     """
 
     label: str
     make: Callable[..., Flow | SteppedFlow]
     color: str
     coefficient: Callable[[jax.Array], jax.Array] | None = None
+    oscillates: bool = False
 
 
 FLOWS: dict[str, FlowEntry] = {
@@ -53,9 +55,11 @@ FLOWS: dict[str, FlowEntry] = {
         lambda *args, **options: principal_flow(*args, non_principal=True, **options),
         "pink",
     ),
-    "two_frame": FlowEntry("two-frame", two_frame_flow, "wine", coefficients.two_frame_growth),
-    "rod": FlowEntry("rod", rod_flow, "amber", coefficients.rod_growth),
-    "edge": FlowEntry("edge-type", edge_flow, "olive", coefficients.edge_growth),
+    "two_frame": FlowEntry(
+        "two-frame", two_frame_flow, "wine", coefficients.two_frame_growth, oscillates=True
+    ),
+    "rod": FlowEntry("rod", rod_flow, "amber", coefficients.rod_growth, oscillates=True),
+    "edge": FlowEntry("edge-type", edge_flow, "olive", coefficients.edge_growth, oscillates=True),
     "central": FlowEntry("central", central_flow, "indigo"),
 }
 

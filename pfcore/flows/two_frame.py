@@ -462,6 +462,12 @@ def two_frame_flow(
     )
 
 
+# The unit of an optimiser's counts in the state of its map: a power of two, so nothing is rounded,
+# and so small that counts add nothing to the size of the centre, with which that of the oscillation
+# is compared.
+COUNT = 2.0**-40
+
+
 class Stepper(NamedTuple):
     """An optimiser as a map of its whole state.
 
@@ -481,7 +487,8 @@ class Stepper(NamedTuple):
 def optax_step(tx: Any, loss: Loss) -> Stepper:
     r"""An Optax transformation as a map of parameters and optimiser state together.
 
-    Counts are kept as real numbers, so that a flow may stand between two steps.
+    Counts are kept as real numbers, in units of $2^{-40}$, so that a flow may stand between two
+    steps.
 
     Args:
       tx: an `optax.GradientTransformation` whose state is made of real numbers and counts, that
@@ -507,6 +514,9 @@ def optax_step(tx: Any, loss: Loss) -> Stepper:
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {tx!r}")
 
+    def is_real(leaf: Any) -> bool:
+        return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
     def init(params: Params) -> State:
         params = check_loss(loss, in_single(params))
         leaves = jax.tree.leaves(tx.init(params))
@@ -518,22 +528,21 @@ def optax_step(tx: Any, loss: Loss) -> Stepper:
                     "steps; two frames need real numbers and counts"
                 )
         dtype = real_dtype(params)
-        floats = [
-            x if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x).astype(dtype)
-            for x in leaves
-        ]
-        return params, floats
+        return params, [x if is_real(x) else COUNT * jnp.asarray(x).astype(dtype) for x in leaves]
 
     def step(state: State) -> State:
         params, leaves = state
-        structure = jax.tree.structure(jax.eval_shape(tx.init, params))
-        opt_state = jax.tree.unflatten(structure, leaves)
+        kinds, structure = jax.tree.flatten(jax.eval_shape(tx.init, params))
+        units = [1 if is_real(kind) else COUNT for kind in kinds]
+        opt_state = jax.tree.unflatten(
+            structure, [x / unit for x, unit in zip(leaves, units, strict=True)]
+        )
         g = gradient(loss, params)
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes, whatever the setting
             updates, opt_state = tx.update(g, opt_state, params)
         moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-        renewed = jax.tree.leaves(opt_state)
-        return moved, [new.astype(old.dtype) for new, old in zip(renewed, leaves, strict=True)]
+        renewed = zip(jax.tree.leaves(opt_state), leaves, units, strict=True)
+        return moved, [unit * new.astype(old.dtype) for new, old, unit in renewed]
 
     return Stepper(init, step, _params_of, loss)
 
@@ -558,7 +567,12 @@ _moved = jax.jit(_move, static_argnums=2)
 
 def _mapped_init(stepper: Stepper, burn_in: int, floor: jax.Array, params: Params) -> TwoFrameState:
     if isinstance(params, TwoFrameState):
-        return _renewed(floor, _check_start(params, check_params))
+        start = _renewed(floor, _check_start(params, check_params))
+        if not _programs.is_traced(start):
+            _programs.renewed(stepper.step, start.centre)
+            if stepper.loss is not None:
+                _programs.renewed(stepper.loss, stepper.position(start.centre))
+        return start
     state = check_params(stepper.init(params))
     shapes = jax.eval_shape(stepper.step, state)
     if jax.tree.map(lambda x: (x.shape, x.dtype), shapes) != jax.tree.map(

@@ -1,9 +1,11 @@
 """Closures that compute the same share compiled programs, which hold no data."""
 
+import functools
 import gc
 import logging
 import weakref
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,12 +201,12 @@ def timeless(loss, field, t, x):
 ONES = jnp.ones(5)
 
 
-def stepped(loss):
+def stepped(loss, start):
     """A map of the user's own: what it reads is not known to any loss."""
     step = pfcore.flows.Stepper(lambda x: x, lambda x: x - 0.1 * jax.grad(loss)(x), lambda x: x)
 
     def rate():
-        path = pfcore.integrate(pfcore.flows.two_frame_flow_of(step), ONES, [0.0, 1.0])
+        path = pfcore.integrate(pfcore.flows.two_frame_flow_of(step), start, [0.0, 1.0])
         return float(1 - path.params[-1, 0]) / 0.1
 
     return rate
@@ -222,13 +224,13 @@ def in_batches(loss):
     return lambda: float(curvature.minibatch_sharpness(of_batch, ONES, [X]).mean)
 
 
-def along(make):
+def along(make, **options):
     """Minus the slope of a flow at (1, 1, 1, 1, 1), from one small step."""
 
     def measured(loss):
         def rate():
             flow = make(loss)
-            path = pfcore.integrate(flow, ONES, [0.0, 1e-2])
+            path = pfcore.integrate(flow, ONES, [0.0, 1e-2], **options)
             return -float(jnp.log(path.params[-1, 0])) / 1e-2
 
         return rate
@@ -262,8 +264,14 @@ READERS = {
         lambda: float(1 - pfcore.gradient_descent(loss, ONES, 0.01, 1)[-1, 0]) / 0.01
     ),
     "ngf": along(pfcore.flows.negative_gradient_flow),
+    "implicit": along(
+        pfcore.flows.negative_gradient_flow, solver=diffrax.Kvaerno5(scan_kind="lax")
+    ),
     "central_flow": along(lambda loss: pfcore.flows.central_flow(loss, 0.01)),
-    "two_frame_flow_of": stepped,
+    "two_frame_flow_of": functools.partial(stepped, start=ONES),
+    "two_frame_flow_of, split": functools.partial(
+        stepped, start=pfcore.flows.TwoFrameState(ONES, 1e-9 * ONES, jnp.zeros(()))
+    ),
     "watched value": watched(lambda loss: 2 * loss(ONES) / 5),
     "watched density": watched(
         lambda loss: curvature.spectral_density(loss, X, key=KEY, depth=1).nodes[0, 0]

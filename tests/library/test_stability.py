@@ -177,6 +177,27 @@ def test_drift_rejects_vectors_of_another_shape():
         drift(pfcore.objectives.quadratic, jnp.ones(2), jnp.ones((2, 3)))
 
 
+@pytest.mark.parametrize("name", ["edge", "rod", "two_frame"])
+def test_growth_of_an_oscillation_has_no_sign_of_the_curvature(name):
+    found = stability_coefficient(name, 0.5, jnp.array([-1.0, 3.0]))
+    np.testing.assert_allclose(found, coefficient(name, jnp.array([-0.5, 1.5])))
+    assert float(stability_coefficient("edge", 0.5, -1.0)) == pytest.approx(np.log(1.5))
+
+
+@pytest.mark.parametrize(
+    "h, value, name",
+    [(0.1, 10.0, "attracting"), (0.7, 2 / 0.7, "repelling, oscillating"), (0.3, 0.0, "attracting")],
+)
+def test_regimes_at_their_boundaries(h, value, name):
+    assert regime(h, value) == name
+
+
+def test_principal_coefficient_of_whole_and_of_16_bit_numbers():
+    assert complex(pfcore.stability.principal_coefficient(2)) == pytest.approx(np.pi / 2 * 1j)
+    found = coefficient("principal", jnp.bfloat16(0.5))
+    assert found.dtype == jnp.complex64 and complex(found) == pytest.approx(2 * np.log(0.5))
+
+
 def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="'sgd' is unknown"):
         coefficient("sgd", 1.0)

@@ -509,6 +509,20 @@ def test_momentum_in_two_lines(tx):
     np.testing.assert_allclose(path.params[0] + path.oscillation[0], own[0], atol=1e-15)
 
 
+def test_an_optimisers_count_does_not_hide_an_oscillation():
+    """A two-cycle stays one however many steps the optimiser has counted."""
+
+    def loss(x):
+        return jnp.sum(1.1 * x**2 - x**4 / 4)
+
+    tx = optax.sgd(optax.constant_schedule(1.0))  # its state counts steps
+    flow = pfcore.flows.fixed_steps(two_frame_flow_of(optax_step(tx, loss)), 0.5)
+    start = jnp.array([0.02], jnp.float32)
+    path = pfcore.integrate(flow, start, jnp.array([0.0, 60.0, 1500.0, 3000.0], jnp.float32))
+    found = np.abs(np.asarray(path.oscillation)[1:, 0])
+    np.testing.assert_allclose(found, np.sqrt(1 / 5), rtol=1e-3)
+
+
 def test_map_of_the_users_own():
     """w ↦ w − h∇E by hand is gradient descent's flow, in another unit of time."""
     h = 0.3
