@@ -99,6 +99,10 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = experiments.configure(name, *(settings or ()), profile=profile)
+        if config.problem.dtype == "float64":
+            import jax  # only here: `pfcore list` needs none of it
+
+            jax.config.update("jax_enable_x64", True)
         record = experiments.run(name, config, out=out, resume=resume, progress=True)
     except KeyboardInterrupt as stopped:
         # Before its first checkpoint and after its last a run has no message of its own.

@@ -1,6 +1,7 @@
 """Methods of choosing the learning rate, compared on one problem with one budget."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -210,7 +211,8 @@ def _train(
     unseen = built.loss(
         data._replace(train_inputs=data.test_inputs, train_targets=data.test_targets)
     )
-    tracker = curvature.tracker(whole, 1, tolerance=SHARPNESS_TOLERANCE)
+    # Measurements are far apart, so that each looks for a direction that has overtaken.
+    tracker = curvature.tracker(whole, 1, tolerance=SHARPNESS_TOLERANCE, challenge_every=1)
     batch = _batches(setup, data, key)
 
     def step(position: Position) -> tuple[Position, Array]:
@@ -451,7 +453,8 @@ def plan(config: Config) -> execution.Plan:
         left = unfinished(measured)
         return {"next": config.methods[left[0].methods[0]]} if left else {}
 
-    return execution.Plan(built, len(groups), start, advance, outcome, ended, show)
+    # At most one piece for each run: the pieces may be grouped otherwise where a run is resumed.
+    return execution.Plan(built, math.prod(shape), start, advance, outcome, ended, show)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:

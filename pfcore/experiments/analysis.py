@@ -64,8 +64,12 @@ def joined(first: Record, *others: Record) -> Record:
     records = (first, *others)
     arrays = {name: np.concatenate([r[name] for r in records]) for name in first.arrays}
     methods = [text for r in records for text in r.info["config"]["methods"]]
-    fell = any(r.info["diverged"] for r in records)
-    info = first.info | {"config": config | {"methods": methods}, "diverged": fell}
+    ends = [r.info["diverged_at_step"] for r in records if r.info["diverged"]]
+    info = first.info | {
+        "config": config | {"methods": methods},
+        "diverged": bool(ends),
+        "diverged_at_step": min(ends, default=None),
+    }
     return Record(arrays, info)
 
 

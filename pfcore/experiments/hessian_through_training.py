@@ -143,6 +143,7 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
     Returns:
       A `Record` with, for each of P steps: `step`, `loss`, `test_accuracy`, `eigenvalues` and
       `residuals` [P, k], `smallest` (eigenvalue), `nodes` and `weights` [P, probes, depth] of the
-      spectral density (`pfcore.curvature.SpectralDensity`), `trace` and `trace_error`.
+      spectral density (`pfcore.curvature.SpectralDensity`), `trace` and `trace_error`. Its
+      `diverged_at_step` is the first of these steps at which the loss is not finite.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

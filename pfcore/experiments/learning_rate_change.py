@@ -136,7 +136,7 @@ def run(config: Config = PROFILES["quick"], **options: Any) -> Record:
 
     Returns:
       A `Record` with the arrays of edge-of-stability, with a leading axis for the factors (`step`
-      without it), and `learning_rate`. After a divergence arrays hold NaN; `diverged_at_step` is
-      that of the first divergence.
+      without it), and `learning_rate`. After a divergence `loss` and the measured curvature are
+      not finite, and `test_accuracy` is 0; `diverged_at_step` is that of the first divergence.
     """
     return execution.execute(plan(config), {"experiment": NAME, "config": config}, **options)

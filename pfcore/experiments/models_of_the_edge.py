@@ -256,8 +256,9 @@ def plan(config: Config) -> execution.Plan:
         arrays = {name: array.copy() for name, array in arrays.items()}
         if piece == 0:
             path = descend(arrays)
+            # Means of two successive steps: of the first that is not finite, the later step is not.
             finite = np.isfinite(arrays["loss"][0])
-            return path, arrays, np.int32(-1 if finite.all() else begun + np.argmin(finite))
+            return path, arrays, np.int32(-1 if finite.all() else begun + np.argmin(finite) + 1)
         name = config.models[piece - 1]
         found, gradients = follow(name, path)
         flat = stacked(found.params)

@@ -45,10 +45,10 @@ def activation_of(activation: str | Callable[[jax.Array], jax.Array]) -> Callabl
     return ACTIVATIONS[activation]
 
 
-def check_available(dtype: jax.typing.DTypeLike) -> None:
+def check_available(dtype: jax.typing.DTypeLike, name: str = "param_dtype") -> None:
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(
-            f"param_dtype {jnp.dtype(dtype)} is not available: JAX runs in 32 bits; "
+            f"{name} {jnp.dtype(dtype)} is not available: JAX runs in 32 bits; "
             "call jax.config.update('jax_enable_x64', True) first"
         )
 

@@ -46,6 +46,12 @@ def shapes(problem: Problem) -> Data:
     else:
         sizes, sample = manifest.SIZES[problem.data], IMAGES[problem.data]
         num_train, num_test = sizes["train"], sizes["test"]
+    divided = problem.split != "official" or problem.classes is not None
+    if divided and None in (problem.num_train, problem.num_test):
+        raise ValueError(
+            f"set num_train and num_test: with split={problem.split!r} and "
+            f"classes={problem.classes!r} the number of samples is known from the data only"
+        )
     num_train = problem.num_train or num_train
     num_test = problem.num_test or num_test
     if problem.network == "mlp":

@@ -12,6 +12,7 @@ from flax import nnx
 from pfcore import datasets, losses, networks
 from pfcore._checks import Loss
 from pfcore._trees import Params
+from pfcore.networks.layers import check_available
 
 
 @dataclass(frozen=True)
@@ -210,11 +211,12 @@ def build(problem: Problem, *, seed: int) -> TrainingProblem:
       seed: seed of the weights.
 
     Raises:
-      ValueError: an unknown network or combination.
+      ValueError: an unknown network or combination, or float64 while JAX runs in 32 bits.
       FileNotFoundError, OSError: the data cannot be read; the message suggests a fix.
     """
     if problem.dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {problem.dtype!r}")
+    check_available(problem.dtype, "the problem's dtype")
     dataset = datasets.load(
         problem.data,
         dtype=problem.dtype,

@@ -295,3 +295,19 @@ def test_wrong_use_is_told(tmp_path):
     with pytest.raises(TypeError, match="no arrows"):
         figures.png(fig)
     plt.close(fig)
+
+
+def test_an_image_of_whole_numbers_keeps_its_colours():
+    fig, ax = plt.subplots()
+    pixels = np.array([[[255, 0, 128], [0, 1, 0]]], np.uint8)
+    ax.imshow(pixels)
+    csv = figures.contents(figures.png(fig)).csv
+    shown = figures.redraw(csv).axes[0].images[0].get_array()
+    np.testing.assert_allclose(np.asarray(shown)[..., :3], pixels / 255, atol=1e-6)
+
+
+def test_a_norm_that_is_not_carried_is_refused():
+    fig, ax = plt.subplots()
+    ax.imshow(np.eye(2), norm=mpl.colors.CenteredNorm())
+    with pytest.raises(TypeError, match="Normalize or LogNorm, got CenteredNorm"):
+        figures.png(fig)

@@ -11,6 +11,7 @@ import pfcore
 from pfcore import experiments, learning_rates
 from pfcore.experiments import adaptive_rates, analysis, optimizers
 from pfcore.experiments.signal import scale_by_signal
+from pfcore.runs import execution
 from pfcore.runs.problems import build
 
 TINY = (
@@ -333,6 +334,30 @@ def test_simultaneous_runs_equal_separate_runs(monkeypatch):
     together = experiments.run("adaptive-rates", config)
     for name, array in alone.arrays.items():
         np.testing.assert_allclose(together[name], array, rtol=1e-4, err_msg=name)
+
+
+def test_a_run_is_completed_where_its_pieces_are_grouped_otherwise(monkeypatch, tmp_path):
+    """Four of six runs one by one, as on a CPU; then as on a GPU, where they are four pieces."""
+    config = configure(
+        "methods=dal,polyak,sgd:learning_rate=0.1,prodigy,sgd:learning_rate=0.2,sgd:learning_rate=0.3"
+    )
+    plan = adaptive_rates.plan(config)
+    advance, done = plan.advance, []
+
+    def interrupted(state, piece):
+        if piece == 4:
+            raise KeyboardInterrupt
+        done.append(piece)
+        return advance(state, piece)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adaptive_rates, "plan", lambda config: plan._replace(advance=interrupted))
+        with pytest.raises(execution.Interrupted):
+            experiments.run("adaptive-rates", config, out=tmp_path / "run")
+    assert done == [0, 1, 2, 3]
+    monkeypatch.setattr(adaptive_rates, "_has_accelerator", lambda: True)
+    record = experiments.run("adaptive-rates", config, out=tmp_path / "run", resume=True)
+    assert record.info["diverged"] is False and np.all(np.isfinite(record["loss"]))
 
 
 def test_the_signal_is_the_fraction_that_is_not_noise():

@@ -25,6 +25,16 @@ def test_shapes_are_those_of_the_samples(data, network):
     assert found == jax.tree.map(lambda x: (x.shape, x.dtype), built.data)
 
 
+def test_a_divided_problem_needs_its_numbers_of_samples():
+    with pytest.raises(ValueError, match="set num_train and num_test: with split='test'"):
+        memory.predict(Problem(data="mnist", split="test", num_train=100))
+
+
+def test_double_precision_is_refused_where_jax_has_none():
+    with pytest.raises(ValueError, match=r"the problem's dtype float64 is not available.*x64"):
+        problems.build(Problem(dtype="float64"), seed=0)
+
+
 def test_a_prediction_includes_samples_weights_and_the_eigenpair_search():
     problem = Problem(num_train=400, widths=(50,))
     found = memory.predict(problem, num_eigenpairs=2)

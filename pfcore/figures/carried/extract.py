@@ -159,10 +159,17 @@ def _image(image: AxesImage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "opacity": image.get_alpha(),
     }
     if values.ndim == 3:
+        if np.issubdtype(values.dtype, np.integer):
+            values = values / 255
         value = np.array(
             [colors.to_hex(tuple(color))[1:] for color in values.reshape(rows * cols, -1)]
         )
     else:
+        if type(image.norm) not in (colors.Normalize, colors.LogNorm):
+            raise TypeError(
+                f"an image's norm must be Normalize or LogNorm, got {type(image.norm).__name__}, "
+                "whose parameters a figure does not carry"
+            )
         value = np.ma.filled(values.astype(float), np.nan).ravel()
         look |= {
             "colors": image.get_cmap().name,

@@ -245,7 +245,8 @@ class _Painter:
         if "colors" not in look:
             shades = [colors.to_rgb(f"#{value}") for value in columns["value"]]
             return ax.imshow(np.reshape(shades, (rows, cols, 3)), **options)
-        norm = getattr(colors, look["scale"])(*look["limits"])
+        low, high = look["limits"]
+        norm = getattr(colors, look["scale"])(vmin=low, vmax=high)
         values = np.reshape(np.asarray(columns["value"], float), (rows, cols))
         return ax.imshow(values, cmap=look["colors"], norm=norm, **options)
 
