@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pfcore import _programs
 from pfcore._checks import check_curvature
-from pfcore._trees import Params, num_entries, ravel, real_dtype
+from pfcore._trees import Params, in_single, num_entries, ravel, real_dtype
 from pfcore.curvature.krylov import (
     MatVec,
     from_coordinates,
@@ -130,5 +130,5 @@ def spectrum(loss: LossOrCurvature, params: Params) -> jax.Array:
       [-2.0, 2.0]
     """
     params = check_curvature(loss, params)
-    check_fits(num_entries(params), real_dtype(params))
+    check_fits(num_entries(params), real_dtype(in_single(params)))
     return _eigenvalues(loss, params)

@@ -35,7 +35,8 @@ class Scaled(NamedTuple):
     Attributes:
       product: v ↦ Hv / unit.
       unit: the scale, a power of two.
-      size: the root mean square of the entries of Hv / unit for random signs v, $\|H\|_F/\sqrt n$.
+      size: the root mean square of the entries of Hv / unit for random signs v, about
+        $\|H\|_F/\sqrt n$; the larger of two.
       symmetric: whether two products with random signs are consistent with a symmetric matrix.
     """
 
@@ -69,7 +70,7 @@ def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
     units, lengths, along = jax.lax.map(half, keys)
     unit = jnp.max(units)
     shares = units / jnp.where(unit > 0, unit, 1)
-    length = shares[0] * lengths[0]
+    length = jnp.max(shares * lengths)  # signs may be orthogonal to all that H has
     defect = jnp.abs(shares[0] * along[0] - shares[1] * along[1])
     unit = jnp.where(unit > 0, unit, 1)
     return Scaled(
@@ -85,8 +86,9 @@ def _trace(hessian, params, key, *, num_probes, method, batch_size):
     _, product, flat, _ = hessian.at(params)
     key, subkey = jax.random.split(key)
     product, unit, size, symmetric = _scaled(product, flat, subkey)
-    # The error of a product is a few machine epsilons times the largest terms of its sums.
-    lost = rounding(size * flat.size / num_probes**0.5)
+    # The error of a product is a few machine epsilons times the largest terms of its sums, and may
+    # be the same for all probes.
+    lost = rounding(size * flat.size)
 
     def estimate(mean: jax.Array, error: jax.Array) -> Estimate:
         mean, error = unit * mean, unit * jnp.hypot(error, lost)
@@ -203,7 +205,8 @@ def _diagonal(hessian, params, key, *, num_probes):
     begin = (zero, zero, jnp.ones((), flat.dtype))
     (mean, squares, _), _ = jax.lax.scan(probe, begin, jax.random.split(key, num_probes))
     variance = squares / (num_probes - 1) if num_probes > 1 else jnp.full_like(flat, jnp.nan)
-    error = jnp.hypot(jnp.sqrt(variance / num_probes), rounding(size / num_probes**0.5))
+    lost = rounding(jnp.maximum(size, jnp.abs(mean)))
+    error = jnp.hypot(jnp.sqrt(variance / num_probes), lost)
     mean, error = unit * mean, unit * error
     known = symmetric & jnp.isfinite(mean)
     return Estimate(

@@ -5,6 +5,7 @@ $n\,e_1^\top f(T)e_1$. The error estimate combines the spread over the probes, t
 last quarter of the products, and the rounding error of the products.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,11 +73,15 @@ def _trace_of(hessian, params, function, key, damping, *, num_probes, depth, bat
         reach = jnp.max(jnp.abs(nodes))
         # The result is exact in an exhausted or complete space.
         shorter, _, _ = quadrature(space.projected, jnp.maximum(size - lag(size), 1))
-        cut = jnp.where((size < depth) | (size == flat.size), 0, jnp.abs(value - shorter))
+        # From a single product there is nothing shorter to compare with.
+        cut = jnp.abs(value - jnp.where(size > 1, shorter, 0))
+        cut = jnp.where((size < depth) | (size == flat.size), 0, cut)
         lost = rounding(reach) + space.asymmetry
         here = of(nodes)
-        moves = [jnp.abs(of(nodes + s * lost) - here) for s in (-1.0, 1.0)]
-        change = jnp.fmax(*moves)  # one side may leave the domain of f
+        # A node within the error of 0 may be 0, near which f may have more to say than at its ends.
+        others = (nodes - lost, nodes + lost, jnp.where(jnp.abs(nodes) <= lost, 0, nodes))
+        moves = [jnp.abs(of(moved) - here) for moved in others]
+        change = functools.reduce(jnp.fmax, moves)  # some may leave the domain of f
         change = jnp.where(weights > 0, weights * change, 0)
         known = is_symmetric(space.asymmetry, reach)
         if nonnegative:

@@ -165,7 +165,7 @@ class OverBatches(Curvature):
 
 @jax.jit
 def _weighted(program: _programs.Program, args: Any, weight: jax.Array) -> Any:
-    return jax.tree.map(lambda x: weight.astype(x.dtype) * x, program(*args))
+    return jax.tree.map(lambda x: weight.astype(x.dtype) * x, in_single(program(*args)))
 
 
 @jax.jit

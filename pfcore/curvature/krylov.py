@@ -162,8 +162,8 @@ def reorthogonalise(
 
 def normalised(vector: jax.Array, norm: jax.Array, nonzero: jax.Array) -> jax.Array:
     """vector / norm where `nonzero`, else the zero vector."""
-    inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, norm, 1.0), 0.0)
-    return vector * inverse.astype(vector.dtype)
+    inverse = 1 / jnp.where(nonzero, norm, 1.0)
+    return jnp.where(nonzero, vector * inverse.astype(vector.dtype), 0)  # NaN · 0 is NaN
 
 
 class Growing(NamedTuple):
@@ -274,8 +274,17 @@ def function_coordinates(
     function: Callable[[jax.Array], jax.Array], space: KrylovSpace
 ) -> Inexact[Array, " m"]:
     r"""$f(T) e_1$: the coordinates of $f(H)v/\|v\|$ in the basis of the space."""
+    projected = space.projected
     first = jnp.zeros(len(space.basis), space.basis.dtype).at[0].set(1)
-    return matrix_function(function, space.projected, first)
+    # At a padded row f is multiplied by 0.
+    padding = jnp.where(_taken(projected), jnp.zeros((), projected.dtype), projected[0, 0])
+    return matrix_function(function, projected + jnp.diag(padding), first)
+
+
+def _taken(hessenberg: jax.Array) -> jax.Array:
+    """Rows that a space has taken: those of an exhausted space are zero, and no eigenvalues."""
+    coupled = jnp.any(hessenberg != 0, axis=0) | jnp.any(hessenberg != 0, axis=1)
+    return coupled | (jnp.arange(len(hessenberg)) == 0)
 
 
 def from_coordinates(space: KrylovSpace, coordinates: Inexact[Array, " m"]) -> Inexact[Array, " n"]:
@@ -303,7 +312,7 @@ def leading_coordinates(
 ) -> jax.Array:
     """f(T) e₁ for the leading `size` rows and columns of T, zeros after them."""
     rows = jnp.arange(len(hessenberg), dtype=jnp.int32)
-    inside = rows < size
+    inside = (rows < size) & _taken(hessenberg)
     # The other rows get the first diagonal entry, at which f is evaluated in any case.
     padding = jnp.where(inside, jnp.zeros((), hessenberg.dtype), hessenberg[0, 0])
     projected, _ = _tridiagonal(jnp.where(inside[:, None] & inside, hessenberg, 0))

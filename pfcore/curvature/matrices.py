@@ -219,11 +219,13 @@ def _with_two_classes(x: jax.Array) -> jax.Array:
 def _drawn_classes(key: jax.Array, logits: jax.Array, samples: int) -> jax.Array:
     """The number of draws of each class, shaped like the logits, in the memory of one draw."""
 
-    def draw(i: jax.Array | int, counts: jax.Array) -> jax.Array:
-        classes = jax.random.categorical(jax.random.fold_in(key, i), logits)
-        return counts + jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    wide = in_single(logits)  # in bfloat16, counting ends at 256
 
-    return jax.lax.fori_loop(0, samples, draw, jnp.zeros_like(logits))
+    def draw(i: jax.Array | int, counts: jax.Array) -> jax.Array:
+        classes = jax.random.categorical(jax.random.fold_in(key, i), wide)
+        return counts + jax.nn.one_hot(classes, wide.shape[-1], dtype=wide.dtype)
+
+    return jax.lax.fori_loop(0, samples, draw, jnp.zeros_like(wide)).astype(logits.dtype)
 
 
 def _categorical(outputs: jax.Array, key: jax.Array | None, samples: int | None) -> Product:

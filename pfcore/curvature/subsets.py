@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pfcore._checks import check_curvature
-from pfcore._trees import Params, is_complex, to_complex
+from pfcore._trees import Params, in_single, is_complex, to_complex
 from pfcore.curvature.products import Part, of_part
 
 Where = Callable[[str], bool] | str | Params
@@ -76,7 +77,10 @@ def subset(loss: Any, params: Params, where: Where) -> tuple[Any, Mapping[str, j
 
     def fill(values: Mapping[str, jax.Array]) -> Params:
         filled = []
-        for name, leaf, mask in zip(names, leaves, chosen, strict=True):
+        # Where the chosen ones have been cast to single precision, so are the others.
+        cast = all(jnp.finfo(value.dtype).bits >= 32 for value in values.values())
+        fixed = in_single(leaves) if cast else leaves
+        for name, leaf, mask in zip(names, fixed, chosen, strict=True):
             if name not in values:
                 filled.append(to_complex(leaf) if is_complex(values) else leaf)
             elif np.ndim(mask):

@@ -321,7 +321,10 @@ def _tracker(
         check = state.updates % CHECK_EVERY == CHECK_EVERY - 1
         check &= (state.updates >= 0) | (max_k > 1)
         result = search(params, start, state, check, challenged)
-        basis, last = result.pairs.vectors, ravelled_rows(state.pairs.vectors)
+        # What is not finite is not the start of the next search.
+        sane = jnp.all(jnp.isfinite(result.pairs.vectors) & jnp.isfinite(result.challenger))
+        basis = jnp.where(sane, result.pairs.vectors, history[0])
+        last = ravelled_rows(state.pairs.vectors)
         signs = jnp.where(jnp.sum(last * basis, axis=1) < 0, -1, 1).astype(basis.dtype)
         pairs = unravelled(result.pairs._replace(vectors=signs[:, None] * basis), params)
         latest, moved = _turned_to_fit(basis, history[0], active)
@@ -335,7 +338,7 @@ def _tracker(
             history=jnp.concatenate([latest[None], past]),
             updates=state.updates + 1,
             key=state.key,
-            challenger=result.challenger,
+            challenger=jnp.where(sane, result.challenger, state.challenger),
         )
 
     return Tracker(init, update)

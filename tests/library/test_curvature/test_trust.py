@@ -482,3 +482,82 @@ def test_what_is_not_one_key_is_named(name):
         with pytest.raises(TypeError, match=rf"key must be one key, such as .*key\(0\), {shown}"):
             TAKES_KEY[name](key)
     TAKES_KEY[name](jax.random.PRNGKey(0))
+
+
+# ---- at the ends of what is representable, and of spaces
+
+
+def test_functions_that_are_not_finite_at_zero_of_an_exhausted_space():
+    """Rows that an exhausted space has not taken are no eigenvalues of zero."""
+    triple = lambda x: 1.5 * jnp.sum(x**2)  # noqa: E731
+    ones = jnp.ones(4)
+    found = curvature.function_product(jnp.log, triple, ones, ones)
+    assert bool(found.converged)
+    np.testing.assert_allclose(found.value, np.log(3), rtol=1e-5)
+    applied = curvature.apply_function(jnp.log, triple, ones, ones, depth=3)
+    np.testing.assert_allclose(applied, np.log(3), rtol=1e-5)
+
+
+def test_one_product_leaves_a_whole_error():
+    slope = jnp.concatenate([jnp.zeros(500), jnp.full(500, 2.0)])
+    loss = lambda x: 0.5 * jnp.sum(slope * x * x)  # noqa: E731
+    found = curvature.trace_function(jnp.square, loss, jnp.ones(1000), key=KEY, depth=1)
+    assert abs(float(found.mean) - 2000) < 3 * float(found.standard_error)
+
+
+def test_an_eigenvalue_that_may_be_zero_counts_in_the_error():
+    x = jax.random.normal(jax.random.key(1), (2, 4))  # rank 2 of 4
+    loss = lambda w: 0.5 * jnp.sum((x @ w) ** 2)  # noqa: E731
+    found = curvature.effective_dimension(loss, jnp.ones(4), damping=1e-10, key=KEY, num_probes=2)
+    assert np.isnan(found.mean) or abs(float(found.mean) - 2) < 3 * float(found.standard_error)
+
+
+def test_draws_are_counted_where_outputs_have_16_bits():
+    x = jax.random.normal(KEY, (3, 5))
+    options = {"kind": "cross_entropy", "samples": 2000, "key": KEY}
+    wide = curvature.fisher(lambda w: x @ w, **options)
+    short = curvature.fisher(lambda w: (x @ w).astype(jnp.bfloat16), **options)
+    at = jnp.zeros((5, 2))
+    np.testing.assert_allclose(
+        curvature.spectrum(short, at)[-1], curvature.spectrum(wide, at)[-1], rtol=0.1
+    )
+
+
+def test_losses_of_16_bits_are_summed_in_single_precision():
+    whole = curvature.over_batches(
+        lambda w, b: jnp.bfloat16(1) + 0 * w[0], [np.zeros((64, 1), "f4")] * 500
+    )
+    assert float(whole(jnp.ones(1, jnp.bfloat16))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_signs_orthogonal_to_the_whole_hessian_are_no_asymmetry(seed):
+    found = curvature.trace(
+        lambda x: jnp.mean(x) ** 2, jnp.ones(4), key=jax.random.key(seed), num_probes=10
+    )
+    assert abs(float(found.mean) - 0.5) <= 4 * float(found.standard_error)
+
+
+def test_rounding_that_is_the_same_for_all_probes_is_not_averaged():
+    found = curvature.trace(
+        lambda x: jnp.sum(jnp.cosh(x)), jnp.array([0.7]), key=KEY, num_probes=1000
+    )
+    assert abs(float(found.mean) - np.cosh(0.7)) <= float(found.standard_error)
+    assert float(found.standard_error) >= np.finfo(np.float32).eps * np.cosh(0.7)
+
+
+def test_frozen_layers_of_16_bits_are_taken_in_single_precision():
+    params = {"a": jnp.full((3, 3), 0.3, jnp.float16), "b": jnp.ones(3, jnp.float16)}
+    loss = lambda p: jnp.sum(jnp.tanh(p["a"] @ p["b"]) ** 2)  # noqa: E731
+    whole = {name: leaf.astype(jnp.float32) for name, leaf in params.items()}
+    found = curvature.spectrum(*curvature.subset(loss, params, "b"))
+    np.testing.assert_allclose(found, curvature.spectrum(*curvature.subset(loss, whole, "b")))
+
+
+def test_a_tracker_recovers_from_a_point_that_is_not_finite():
+    follow = curvature.tracker(lambda x: jnp.sum(x**4), 1)
+    state = follow.init(jnp.ones(3), KEY)
+    state = follow.update(jnp.full(3, jnp.nan), state)
+    assert np.isnan(state.pairs.values[0]) and not bool(state.pairs.converged[0])
+    state = follow.update(jnp.ones(3), state)
+    assert float(state.pairs.values[0]) == pytest.approx(12, rel=1e-3)
