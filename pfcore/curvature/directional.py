@@ -41,8 +41,8 @@ class DirectionalSharpness(NamedTuple):
     Attributes:
       value: $u^\top H u / u^\top u$, between the smallest and the largest eigenvalue; NaN for
         $u = 0$.
-      rounding: rounding error of `value`, estimated by the size of $Hu$; too small where large terms
-        cancel in it.
+      rounding: rounding error of `value`, estimated by the size of $Hu$; too small where large
+        terms cancel in it.
       critical_learning_rate: $2\,(-g^\top u)/(u^\top H u)$, at which the quadratic model of the
         loss along $\theta + hu$ returns to its initial value; 2/value for the gradient itself.
         Infinite where the curvature is not positive, negative where u ascends, NaN for $u = 0$.
