@@ -134,8 +134,8 @@ def trace_function(
 
     Args:
       function: $f$, elementwise on an array of eigenvalues, with real values. For a positive
-        semidefinite `Curvature` it is evaluated at non-negative numbers only. It is compiled with:
-        pass the same function object, not a new lambda, to reuse the program.
+        semidefinite `Curvature` it is evaluated at non-negative numbers only. Static:
+        pass the same function object, not a new lambda, to reuse the compiled program.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $n$ numbers in all.
       key: for the probes, `jax.random.key(seed)`.

@@ -492,8 +492,8 @@ def function_product(
     `function_product(lambda x: (x + delta) ** -0.5, G, params, v)`.
 
     Args:
-      function: $f$, elementwise on an array of eigenvalues; it may return complex values. It is
-        compiled with: pass the same function object, not a new lambda, to reuse the program.
+      function: $f$, elementwise on an array of eigenvalues; it may return complex values.
+        Static: pass the same function object, not a new lambda, to reuse the compiled program.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
@@ -544,8 +544,8 @@ def apply_function(
     tolerance, with an error estimate.
 
     Args:
-      function: $f$, elementwise on an array of eigenvalues; it may return complex values. It is
-        compiled with: pass the same function object, not a new lambda, to reuse the program.
+      function: $f$, elementwise on an array of eigenvalues; it may return complex values.
+        Static: pass the same function object, not a new lambda, to reuse the compiled program.
       loss: $E$, from `params` to a real scalar, or a `Curvature` in place of its Hessian.
       params: any pytree of floating-point arrays, $\theta$.
       vector: $v$, of the structure and shapes of `params`.
