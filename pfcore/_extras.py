@@ -6,6 +6,7 @@ from collections.abc import Iterator
 # By import name.
 EXTRAS = {
     "PIL": "figures",
+    "filelock": "runs",
     "matplotlib": "figures",
     "mpl_toolkits": "figures",
     "orbax": "runs",

@@ -24,7 +24,7 @@ from pfcore._checks import (
 )
 from pfcore._trees import Params, add_scaled, check_params, in_single, norm, ravel, real_dtype
 from pfcore.curvature.density import spread
-from pfcore.curvature.krylov import ROUNDINGS, normalised, rounding
+from pfcore.curvature.krylov import normalised, rounding
 from pfcore.curvature.products import (
     Curvature,
     Flat,
@@ -174,10 +174,13 @@ def _search(
     tolerance: jax.Array,
     most: int,
 ) -> CriticalLearningRate:
-    begin = loss(params)
     dtype = start.dtype
-    # Smaller differences may be rounding error.
-    blur = ROUNDINGS * _programs.machine_epsilon(begin.dtype) * jnp.abs(begin)
+    # Smaller differences may be rounding error, of the coarsest format in which the loss computes.
+    with _programs.products():
+        if not is_hosted(loss):
+            _programs.computed_by(jax.make_jaxpr(loss)(params).jaxpr)
+        begin = loss(params)
+        blur = rounding(jnp.abs(begin))
 
     def is_narrow(lower: jax.Array, upper: jax.Array) -> jax.Array:
         return (lower > 0) & jnp.isfinite(upper) & (upper - lower <= tolerance * upper)

@@ -100,7 +100,8 @@ class Subspace(NamedTuple):
     coupling: Float[Array, "b m"]  # outside H basisᵀ
     occupied: Bool[Array, " b"]  # rows of `outside`
     size: Int[Array, ""]
-    starts: Int[Array, ""]  # number of starting vectors that are not used yet
+    starts: Int[Array, ""]  # number of starting vectors
+    started: Int[Array, ""]  # how many of them have been multiplied
     asymmetry: Float[Array, ""]  # largest asymmetry of basis H basisᵀ
     unit: Float[Array, ""]  # scale of the products; 0 until one is not zero
     reach: Float[Array, ""]  # the largest norm of a product with a unit vector
@@ -180,6 +181,7 @@ def _start(vectors: Float[Array, "s n"], rows: int, slots: int) -> Subspace:
         occupied=jnp.arange(slots, dtype=jnp.int32) < count,
         size=jnp.int32(0),
         starts=count,
+        started=jnp.int32(0),
         asymmetry=jnp.zeros((), dtype),
         unit=jnp.zeros((), dtype),
         reach=jnp.zeros((), dtype),
@@ -430,7 +432,7 @@ def _decide(
     allowed = threshold(ritz.values, ritz.norm, tolerance)
     enough = jnp.maximum(allowed, FLOOR * rounding(ritz.norm))
     unsettled = (ritz.residuals > enough) & (number < wanted)
-    starting = space.starts > 0
+    starting = space.started < space.starts
     converged = ~jnp.any(unsettled) & ~starting
     # The next direction is the residual of the first pair that has not converged, ...
     leak = space.coupling @ ritz.coordinates[:, _index(unsettled)]
@@ -472,7 +474,7 @@ def _decide(
     fresh &= ~full
     # Starting vectors come first, in order.
     slots = jnp.arange(len(space.occupied), dtype=jnp.int32)
-    leak = jnp.where(starting, (slots == space.size).astype(leak.dtype), leak)
+    leak = jnp.where(starting, (slots == space.started).astype(leak.dtype), leak)
     done = (
         (clear & converged)
         | (space.size >= n)
@@ -541,7 +543,7 @@ def search_eigenpairs(
         # The condition does not return the basis, which would copy it.
         vector = jax.lax.cond(fresh, lambda: _injected(space, subkey), lambda: space.vectors[slot])
         space = _expanded(space, slot, vector, product)
-        space = space._replace(starts=jnp.maximum(space.starts - 1, 0))
+        space = space._replace(started=jnp.minimum(space.started + 1, space.starts))
         ritz = _ritz(space, which)
         num_products = search.num_products + 1
         following = decide(space, ritz, search.next, num_products)
@@ -694,7 +696,7 @@ def _find(
     checks,
 ) -> Found:
     # The search is not differentiated: eigenvalues have a derivative rule of their own.
-    g, product, flat, unravel = hessian.at(jax.lax.stop_gradient(params))
+    g, product, flat, unravel = hessian.constant(params)
     sign = -1 if which == "smallest" else 1
     if start is None:
         key, subkey = jax.random.split(key)

@@ -81,6 +81,20 @@ def _scaled(product: Product, flat: jax.Array, key: jax.Array) -> Scaled:
     )
 
 
+def _one_by_one(product: Product) -> Product:
+    """The same, for which `jax.vmap` is a loop.
+
+    Unlike for `jax.custom_batching.sequential_vmap`, the loop itself may be under `jax.vmap`.
+    """
+    one = jax.custom_batching.custom_vmap(product)
+
+    @one.def_vmap
+    def _(size: int, batched: list[bool], vectors: jax.Array) -> tuple[jax.Array, bool]:
+        return jax.lax.map(product, vectors), True
+
+    return one
+
+
 @compiled("num_probes", "method", "batch_size")
 def _trace(hessian, params, key, *, num_probes, method, batch_size):
     _, product, flat, _ = hessian.at(params)
@@ -100,7 +114,7 @@ def _trace(hessian, params, key, *, num_probes, method, batch_size):
         # CPU. With at least half as many probes as parameters matfree forms the matrix, which is
         # then small.
         if 2 * num_probes < flat.size:
-            product = jax.custom_batching.sequential_vmap(product)
+            product = _one_by_one(product)
         leave_one_out = stochtrace.estimator_leave_one_out_mean_and_sem(
             stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(flat, num=num_probes)
         )

@@ -70,6 +70,10 @@ class Curvature:
         """The block that belongs to a part of the parameters."""
         raise NotImplementedError
 
+    def constant(self, params: Params) -> Flat:
+        """The same; see `Traced`."""
+        return self.at(params)
+
     def differentiable(
         self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
     ) -> jax.Array:
@@ -358,6 +362,8 @@ class Hessian:
         g, needed = self.forward(params)
         return Flat(g, lambda vector: self.product(needed, vector), flat, unravel)
 
+    constant = at
+
     def differentiable(
         self, values: jax.Array, vectors: jax.Array, simple: jax.Array, params: Params
     ) -> jax.Array:
@@ -390,13 +396,20 @@ class Traced:
         """
         loss = self._loss
 
+        def bends(params: Params, vectors: jax.Array) -> jax.Array:
+            _, product, _, _ = flat_product(loss, params)
+            return jax.vmap(lambda u: u @ product(u))(vectors)
+
+        # A derivative rule must not read tracers: what the loss closes over becomes an argument.
+        closed = jax.make_jaxpr(bends)(params, vectors)
+
         @jax.custom_jvp
-        def of(params: Params, values: jax.Array, vectors: jax.Array, simple: jax.Array):
+        def of(params: Params, read: list[Any], values: Any, vectors: Any, simple: Any):
             return values
 
         @of.defjvp
         def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            params, values, vectors, simple = primals
+            params, read, values, vectors, simple = primals
             if not _programs.is_traced(simple, values) and not bool(simple.all()):
                 doubtful = [float(x) for x in values[~simple]]
                 raise ValueError(
@@ -406,21 +419,29 @@ class Traced:
                     "close and not equal"
                 )
 
-            def bends(params: Params) -> jax.Array:
-                _, product, _, _ = flat_product(loss, params)
-                return jax.vmap(lambda u: u @ product(u))(vectors)
+            def along(params: Params, read: list[Any]) -> jax.Array:
+                leaves = jax.tree.leaves((params, vectors))
+                return jax.core.eval_jaxpr(closed.jaxpr, read, *leaves)[0]
 
-            moved = jax.jvp(bends, (params,), (tangents[0],))[1].astype(values.dtype)
+            moved = jax.jvp(along, (params, read), tangents[:2])[1].astype(values.dtype)
             # As a factor, so that it also applies to the transposed rule.
             return values, jnp.where(simple, 1, jnp.nan).astype(values.dtype) * moved
 
-        return of(params, values, jax.lax.stop_gradient(vectors), simple)
+        return of(params, closed.consts, values, jax.lax.stop_gradient(vectors), simple)
 
     def at(self, params: Params) -> Flat:
         """The same as `flat_product`."""
         flat = flat_product(self._loss, params)
         _programs.computed_by(jax.make_jaxpr(flat.product)(flat.params).jaxpr)
         return flat
+
+    def constant(self, params: Params) -> Flat:
+        """The same, without derivatives, also with respect to what the loss closes over."""
+        g, product, flat, unravel = flat_product(self._loss, jax.lax.stop_gradient(params))
+        program = _programs.trace(product, flat)
+        _programs.computed_by(program.code.jaxpr)
+        program, g = jax.lax.stop_gradient((program, g))
+        return Flat(g, program, flat, unravel)
 
 
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -450,7 +471,10 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                     return body(loss, params, *args, **options)
             if _programs.is_traced(params):
                 return body(Traced(loss), params, *args, **options)
-            return jitted(Hessian.of(loss, params), params, *args, **options)
+            hessian = Hessian.of(loss, params)
+            if _programs.is_traced(hessian):  # a loss that reads what is being transformed
+                return body(Traced(loss), params, *args, **options)
+            return jitted(hessian, params, *args, **options)
 
         return call
 

@@ -113,16 +113,24 @@ def execute(
     Raises:
       Interrupted: stopped by Ctrl-C (a `KeyboardInterrupt`), after the state was saved.
       OSError, ValueError, FileExistsError: the run cannot be stored in `out`; raised before it
-        starts.
+        starts. With `resume`, another process that computes there is waited for.
     """
     if resume and out is None:
         raise ValueError("resume needs the folder to resume from (out)")
-    if out is not None:
-        folder.reserve(out, run, resume=resume)
+    if out is None:
+        return _carried_out(plan, run, out, progress)
+    with folder.reserve(out, run, resume=resume):
         if records.is_finished(out):
             record = records.read(out)
             folder.forget_run(out)
             return record
+        return _carried_out(plan, run, out, progress)
+
+
+def _carried_out(
+    plan: Plan, run: dict[str, Any], out: str | Path | None, progress: bool
+) -> records.Record:
+    """The record of a plan, in a folder that is reserved, if there is one."""
     state = plan.start()
     checkpoints, done, before = None, 0, 0.0
     if out is not None:

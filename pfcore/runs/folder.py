@@ -1,11 +1,15 @@
 """The folder of a run: its configuration, and checkpoints until the record is written.
 
 An unfinished run stores its configuration in `run.json` and its Orbax checkpoints in `checkpoints`.
-Both are removed when its record is complete.
+Both are removed when its record is complete. `.lock` keeps other processes out.
 """
 
+import contextlib
 import json
+import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from pfcore.provenance import jsonable
 from pfcore.records import RECORD, RUN, is_finished, write_json
 
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
 def has_run(folder: str | Path) -> bool:
@@ -30,31 +35,66 @@ def forget_run(folder: str | Path) -> None:
     (Path(folder) / RUN).unlink(missing_ok=True)
 
 
-def reserve(folder: str | Path, run: dict[str, Any], *, resume: bool) -> None:
-    """Check before a run starts that it can be stored in a folder.
+@contextlib.contextmanager
+def reserve(folder: str | Path, run: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Hold a folder for a run, after checks that the run can be stored there.
 
     Args:
       folder: folder for the run's checkpoints and record; created if necessary.
       run: the experiment and its configuration.
       resume: continue the run in the folder, which must have the same configuration; if there is
-        none, start.
+        none, start. If another process holds the folder, wait until it is done.
 
     Raises:
-      FileExistsError: the folder holds a run, and `resume` is false.
+      FileExistsError: the folder holds a run, or another process holds the folder, and `resume` is
+        false.
       ValueError: the run in the folder has another configuration.
       OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    run = jsonable(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
     except OSError as error:
         raise type(error)(
             error.errno, f"cannot write the run to {str(folder)!r}: {error.strerror}"
         ) from error
+    with _held(folder, wait=resume):
+        _check_same(folder, jsonable(run), resume=resume)
+        yield
+
+
+@contextlib.contextmanager
+def _held(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Only one process at a time is in this context with a folder."""
+    with optional():
+        import filelock
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise FileExistsError(
+                f"another process is computing the run in {str(folder)!r}; wait until it is done, "
+                "or choose another folder (--out)"
+            ) from None
+        logging.getLogger("pfcore").warning(
+            "Another process is computing the run in %s; waiting for it.", folder
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if not (folder / RUN).is_file():
+            # A process that waits for this file gets the lock, and finds the record.
+            with contextlib.suppress(OSError):  # Windows keeps open files
+                (folder / LOCK).unlink()
+        lock.release()
+
+
+def _check_same(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
+    """Check that a run in the folder, if there is one, may be resumed with this configuration."""
     if not has_run(folder):
         return
     if not resume:

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import zipfile
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -269,17 +270,22 @@ def test_digest_distinguishes_configurations():
 # ---- reserving a folder
 
 
+def reserve(folder, run, *, resume):
+    with run_folder.reserve(folder, run, resume=resume):
+        pass
+
+
 def test_reserve_begin_and_resume(tmp_path):
     folder = tmp_path / "not" / "yet"
     for resume in (False, True):
-        run_folder.reserve(folder, RUN, resume=resume)
+        reserve(folder, RUN, resume=resume)
         assert not run_folder.has_run(folder) and not os.listdir(folder)
     run_folder.begin(folder, RUN, num_bytes=10)
     assert run_folder.has_run(folder) and not records.is_finished(folder)
     assert os.listdir(folder) == ["run.json"]
     with pytest.raises(FileExistsError, match=r"holds a run already.*--resume.*--out"):
-        run_folder.reserve(folder, RUN, resume=False)
-    run_folder.reserve(folder, RUN, resume=True)
+        reserve(folder, RUN, resume=False)
+    reserve(folder, RUN, resume=True)
     run_folder.begin(folder, RUN, num_bytes=10)
 
 
@@ -289,10 +295,10 @@ def test_reserve_reports_differing_settings(tmp_path, finished):
         records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
     else:
         run_folder.begin(tmp_path, RUN, num_bytes=10)
-    run_folder.reserve(tmp_path, RUN, resume=True)
+    reserve(tmp_path, RUN, resume=True)
     other = {"rate": 0.25, "problem": {"widths": (4, 5), "kind": "mse"}}
     with pytest.raises(ValueError, match="another configuration") as caught:
-        run_folder.reserve(tmp_path, {**RUN, "config": other}, resume=True)
+        reserve(tmp_path, {**RUN, "config": other}, resume=True)
     message = str(caught.value)
     assert "config.rate is 0.25, was 0.5" in message
     assert "config.problem.widths is [4, 5], was [4, 3]" in message
@@ -304,7 +310,7 @@ def test_reserve_reports_differing_settings(tmp_path, finished):
 def test_reserve_rejects_an_impossible_folder(tmp_path, below):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write the run to .*file"):
-        run_folder.reserve(tmp_path / "file" / below, RUN, resume=False)
+        reserve(tmp_path / "file" / below, RUN, resume=False)
 
 
 def test_the_error_for_a_full_disk_has_both_sizes(tmp_path, monkeypatch):
@@ -321,6 +327,30 @@ def test_forget_run_keeps_the_record(tmp_path):
     records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
     run_folder.forget_run(tmp_path)
     run_folder.forget_run(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path, caplog):
+    """Another one is refused, or, if it would resume, waits and finds the record."""
+    seen = []
+
+    def other(resume: bool) -> None:
+        with run_folder.reserve(tmp_path, RUN, resume=resume):
+            seen.append(records.is_finished(tmp_path))
+
+    with run_folder.reserve(tmp_path, RUN, resume=True):
+        run_folder.begin(tmp_path, RUN, num_bytes=10)
+        with pytest.raises(FileExistsError, match=r"another process is computing.*--out"):
+            other(resume=False)
+        waiting = threading.Thread(target=other, args=(True,))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and not seen
+        records.write(Record({"x": np.zeros(3)}, info()), tmp_path)
+        run_folder.forget_run(tmp_path)
+    waiting.join(30)
+    assert seen == [True]
+    assert "Another process is computing the run" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["arrays.npz", "record.json"]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 # Pure Python packages that such a machine does not have.
-WHEELS = ("matfree", "pooch", "platformdirs")
+WHEELS = ("matfree", "pooch", "platformdirs", "filelock")
 NEEDED = ("pfcore", "tests", "benchmarks", "pyproject.toml")
 DATA = ("fashion-mnist", "cifar-10-batches-bin", "mnist")
 LIMIT = 60 * 2**20

@@ -333,6 +333,28 @@ def test_warm_start_takes_fewer_products():
             assert int(warm.num_products) < 0.5 * int(cold.num_products)
 
 
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("check", [False, True])
+def test_more_starts_than_the_basis_has_rows(which, check):
+    """Eigenvectors, which leave nothing behind when they have been multiplied."""
+    eigenvalues = np.linspace(1, 3, LARGE)
+    starts = np.arange(10, 50)
+    assert len(starts) > subspace_rows(2, LARGE)
+    pairs = top_eigenpairs(
+        lambda x: 0.5 * jnp.sum(eigenvalues * x**2),
+        jnp.zeros(LARGE),
+        2,
+        key=jax.random.key(0),
+        which=which,
+        start=jnp.eye(LARGE)[starts],
+        check=check,
+        max_products=1000,
+    )
+    assert np.all(pairs.converged)
+    among = eigenvalues if check else eigenvalues[starts]
+    np.testing.assert_allclose(pairs.values, best(among, which)[:2], rtol=1e-5)
+
+
 @pytest.mark.parametrize("max_products", [3, 5, 6, 12, 40])
 def test_too_few_products_are_reported(max_products):
     """No more products are used, and the reported errors stay correct."""

@@ -125,6 +125,22 @@ def test_batches_change_nothing():
     np.testing.assert_allclose(in_batches, one_by_one, rtol=1e-12)
 
 
+def test_xtrace_at_several_points():
+    """Under `jax.vmap`, the same as at each point."""
+
+    def loss(x):
+        return jnp.sum(x**4) + jnp.sum(jnp.where(x > 0, x, 0)) ** 2
+
+    def estimate(x):
+        return trace(loss, x, key=jax.random.key(0), num_probes=4, method="xtrace")
+
+    points = jnp.arange(1.0, 4.0)[:, None] * jnp.linspace(-1, 1, 40)
+    found = jax.vmap(estimate)(points)
+    for i, point in enumerate(points):
+        np.testing.assert_allclose(found.mean[i], estimate(point).mean, rtol=1e-9)
+        np.testing.assert_allclose(found.standard_error[i], estimate(point).standard_error)
+
+
 def test_the_key_decides():
     first, again, other = (
         float(estimator(trace, N, 20)(jnp.asarray(matrix()), jax.random.key(seed)).mean)

@@ -222,3 +222,29 @@ def test_formats_do_not_leak_to_the_next_call(weights):
     curvature.top_eigenpairs(mixed("bfloat16"), weights, 1, key=KEY)
     assert _programs.machine_epsilon(jnp.float32) == 2.0**-23
     assert bool(curvature.top_eigenpairs(mixed("float32"), weights, 1, key=KEY).converged[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_critical_learning_rate_of_a_loss_in_mixed_precision(dtype, x64):
+    """Close to the minimum the rounding of the loss hides where it rises."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(64, 8))
+    targets = inputs @ rng.normal(size=8) + rng.normal(size=64)
+    hessian, best = inputs.T @ inputs / 64, np.linalg.lstsq(inputs, targets)[0]
+
+    def loss(w):
+        outputs = (jnp.asarray(inputs, dtype) @ w.astype(dtype)).astype(jnp.float32)
+        return jnp.mean((outputs - jnp.asarray(targets, jnp.float32)) ** 2) / 2
+
+    resolved = []
+    for distance in (0.3, 0.1, 0.03, 0.01):
+        for seed in range(3):
+            apart = distance * np.random.default_rng(5 + seed).normal(size=8)
+            g = hessian @ apart
+            critical = 2 * g @ g / (g @ hessian @ g)
+            found = curvature.critical_learning_rate(
+                loss, jnp.asarray(best + apart, jnp.float32), jnp.asarray(-g, jnp.float32)
+            )
+            assert float(found.lower) <= critical <= float(found.upper), (distance, seed)
+            resolved.append(bool(found.converged))
+    assert any(resolved[:3]) and not any(resolved[-3:])

@@ -326,6 +326,40 @@ def test_sharpness_can_be_differentiated():
     np.testing.assert_allclose(moved[1], jax.grad(dense)(x) @ x, rtol=1e-3)
 
 
+def test_sharpness_of_a_loss_that_reads_what_is_differentiated():
+    """Scales that it closes over, and the parameters that `subset` keeps fixed."""
+    at = {"a": jnp.asarray([1.0, 1.0, 1.5]), "b": jnp.asarray([1.0, 2.0, 3.0])}
+
+    def loss(p):
+        return jnp.sum(p["a"] ** 4 * p["b"] ** 2) / 12 + jnp.prod(p["a"])
+
+    def top(loss, params):
+        return curvature.top_eigenpairs(loss, params, 1, key=KEY, tolerance=1e-5).values[0]
+
+    def scaled(scale, params, top=top):
+        return top(lambda a: scale * loss({**params, "a": a}), params["a"])
+
+    def dense(loss, x):
+        return jnp.linalg.eigvalsh(jax.hessian(loss)(x))[-1]
+
+    expected = jax.grad(functools.partial(scaled, top=dense), argnums=(0, 1))(2.0, at)
+    for found in (
+        jax.jit(jax.grad(scaled, argnums=(0, 1)))(2.0, at),
+        (expected[0], jax.grad(lambda p: 2 * top(*curvature.subset(loss, p, "a")))(at)),
+    ):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3), found, expected)
+
+    # A curvature closes over its functions in the same way.
+    def of_outputs(scale):
+        matrix = curvature.gauss_newton(
+            lambda a: a**2, lambda z: scale * jnp.sum(z * jnp.asarray([1.0, 2.0, 3.0]) * z) / 2
+        )
+        return top(matrix, at["a"])
+
+    slope = jax.grad(of_outputs)(2.0)
+    np.testing.assert_allclose(slope, of_outputs(1.0), rtol=1e-4)
+
+
 # ---- every result says how far it can be trusted
 
 # Where all samples agree, and no space is left to search, rounding alone is left.
