@@ -568,7 +568,11 @@ def print_memory(_: int) -> None:
     table("Temporary memory of one product, hvp", ("", "MiB", "of the full batch's"), rows)
 
 
-PARTS = {name[6:]: part for name, part in list(globals().items()) if name.startswith("print_")}
+PARTS = {
+    name[6:]: part
+    for name, part in list(globals().items())
+    if name.startswith("print_") and part is not print_machine
+}
 
 
 def main() -> None:
