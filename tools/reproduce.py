@@ -18,7 +18,6 @@ recomputes those that a processor computed in two minutes from data that need no
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from notebook_runs import (
     last_time,
     machine,
 )
-from notebooks import STOPPED, stage
+from notebooks import STOPPED, reason, stage
 from tables import aligned, markdown
 
 from pfcore.datasets import EMBEDDED
@@ -76,12 +75,6 @@ class Finding(NamedTuple):
 # ---- comparing
 
 
-def last_words(problem: str) -> str:
-    """The last line of a notebook's error, without colours."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", problem)
-    return next((line for line in reversed(plain.splitlines()) if line.strip()), "")
-
-
 def compare(
     stored: Claims, fresh: Claims, problems: dict[str, str], *, numbers: bool
 ) -> list[Finding]:
@@ -101,7 +94,7 @@ def compare(
         note = judge(before, after, numbers=numbers)
         status = STATUSES[1] if note else STATUSES[0]
         if problems[page]:
-            status, note = STATUSES[2], f"the page stopped: {last_words(problems[page])}"
+            status, note = STATUSES[2], f"the page stopped: {reason(problems[page])}"
         elif after is None:
             status = STATUSES[2]
         number = {name: c and c["number"] for name, c in (("stored", before), ("fresh", after))}
@@ -112,7 +105,7 @@ def compare(
     pages = {page for page, _ in keys}
     for page, problem in problems.items():
         if problem and page not in pages:
-            note = f"the page stopped: {last_words(problem)}"
+            note = f"the page stopped: {reason(problem)}"
             found.append(Finding("", page, None, None, None, STATUSES[2], note))
     return found
 
