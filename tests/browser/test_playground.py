@@ -124,6 +124,47 @@ def test_controls(playground):
         assert _settle(page)["hidden"] == []
 
 
+def test_arrow_keys_reach_every_learning_rate(playground):
+    """Also where three digits of the rate are coarser than a step of the slider."""
+    with playground("desktop") as page:
+        slider = page.locator("#pg-rate")
+        for landscape in page.locator("#pg-select option").all():
+            page.select_option("#pg-select", landscape.get_attribute("value"))
+            _settle(page)
+            for start in (None, 500, 800):
+                if start is not None:
+                    slider.fill(str(start))
+                _settle(page)
+                for key, by in (("ArrowRight", 1), ("ArrowLeft", -1)):
+                    before = int(slider.input_value())
+                    for _ in range(4):
+                        slider.press(key)
+                        _settle(page)
+                    expected = min(max(before + 4 * by, 0), 1000)
+                    assert int(slider.input_value()) == expected, (landscape, start, key)
+
+
+def test_the_largest_zoom_survives_its_address(playground):
+    with playground("desktop") as page:
+        for button in page.locator(".pg-presets button").all():
+            last = page.evaluate("location.hash")
+            button.click()
+            _settle(page)
+            page.focus("#pg-in")
+            while page.get_attribute("#pg-in", "aria-disabled") == "false":
+                page.keyboard.press("Enter")
+                state = _settle(page)
+            assert page.evaluate("document.activeElement.id") == "pg-in"
+            page.wait_for_function(
+                "last => location.hash !== last && location.hash.includes('zoom=32')", arg=last
+            )
+            page.reload(wait_until="load")
+            page.wait_for_function(READY)
+            again = page.evaluate(STATE)
+            for name in ("zoom", "cx", "cy"):
+                assert again[name] == pytest.approx(state[name], rel=1e-3, abs=1e-6), name
+
+
 def test_every_example_can_be_chosen(playground):
     with playground("desktop") as page:
         for button in page.locator(".pg-presets button").all():

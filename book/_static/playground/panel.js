@@ -85,6 +85,7 @@
   playground.PRESETS = PRESETS;
   // Not drawn in an example unless it says otherwise: most are about the flows with one frame.
   const HIDDEN = ["central", "two_frame"];
+  const MOST_ZOOM = 32;
   const HINT =
     "Move the start or the learning rate. The page’s address holds the view, so that it can be " +
     "shared.";
@@ -105,9 +106,9 @@
         <select id="pg-branch"><option value="continued">continued</option>
         <option value="principal">principal</option></select></label>
       <label class="pg-field" for="pg-x"><span>Start <i>x</i></span>
-        <input id="pg-x" type="number" step="any" inputmode="decimal"></label>
+        <input id="pg-x" type="number" step="any"></label>
       <label class="pg-field" for="pg-y"><span>Start <i>y</i></span>
-        <input id="pg-y" type="number" step="any" inputmode="decimal"></label>
+        <input id="pg-y" type="number" step="any"></label>
       <button type="button" class="pg-button" id="pg-reset">Reset</button>
     </div>
     <div class="pg-plots">
@@ -227,6 +228,13 @@
       return Math.round(1000 * clamp(u, 0, 1));
     }
 
+    // Where the slider stands, if that still means the present rate: three digits can be coarser
+    // than its steps, and an arrow key must not be undone.
+    function sliderPosition() {
+      const { value } = inputs.rate;
+      return rateAt(Number(value)) === state.h ? value : String(positionOf(state.h));
+    }
+
     // -- the address
 
     function readAddress() {
@@ -244,7 +252,7 @@
         y: number("y", ...range[1]),
         h: number("h", ...LANDSCAPES[name].h.slice(0, 2)),
         steps: number("steps", 1, 60),
-        zoom: number("zoom", 1, 32),
+        zoom: number("zoom", 1, MOST_ZOOM),
         cx: number("cx", ...range[0]),
         cy: number("cy", ...range[1]),
       };
@@ -342,7 +350,7 @@
       for (const [input, value] of [
         [inputs.landscape, state.landscape],
         [inputs.branch, state.branch],
-        [inputs.rate, String(positionOf(state.h))],
+        [inputs.rate, sliderPosition()],
         [inputs.steps, String(state.steps)],
         [inputs.x, String(state.x)],
         [inputs.y, String(state.y)],
@@ -373,8 +381,9 @@
         button.setAttribute("aria-pressed", String(PRESETS[i] === preset));
       });
       put(note, preset ? preset.note : HINT);
-      $("pg-out").disabled = state.zoom <= 1;
-      $("pg-in").disabled = state.zoom >= 32;
+      // Not `disabled`, which would take the focus from a button that was just pressed.
+      $("pg-out").setAttribute("aria-disabled", String(state.zoom <= 1));
+      $("pg-in").setAttribute("aria-disabled", String(state.zoom >= MOST_ZOOM));
     }
 
     // The picture in words.
@@ -535,16 +544,20 @@
     });
     // In: towards the middle of what gradient descent does within the window.
     $("pg-in").addEventListener("click", () => {
+      if (state.zoom >= MOST_ZOOM) return;
       const [[x0, x1], [y0, y1]] = visible();
       const seen = result.gd.filter(([x, y]) => x >= x0 && x <= x1 && y >= y0 && y <= y1);
       const middle = (axis) => {
         const values = [...seen, [state.x, state.y]].map((p) => p[axis]);
-        return (Math.min(...values) + Math.max(...values)) / 2;
+        const centre = (Math.min(...values) + Math.max(...values)) / 2;
+        return clamp(centre, ...landscape().window[axis]);
       };
-      Object.assign(state, { zoom: 2 * state.zoom, cx: middle(0), cy: middle(1) });
+      const zoom = Math.min(MOST_ZOOM, 2 * state.zoom);
+      Object.assign(state, { zoom, cx: middle(0), cy: middle(1) });
       changed({ keepPreset: true });
     });
     $("pg-out").addEventListener("click", () => {
+      if (state.zoom <= 1) return;
       const { cx, cy } = state;
       const zoom = Math.max(1, state.zoom / 2);
       show({ branch: state.branch, zoom, ...(zoom > 1 && { cx, cy }) });
@@ -612,7 +625,7 @@
     // The theme is set on <html>; its colours are read once it has been applied.
     new MutationObserver(() => {
       plots.readColors();
-      redraw();
+      render(); // before the page is laid out for printing, which makes it light
     }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
 
     if (!readAddress()) {
