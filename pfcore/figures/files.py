@@ -28,7 +28,7 @@ from pfcore.runs.profiles import profile_in_force
 
 _DATA, _PROVENANCE = "pfcore-data", "pfcore-provenance"
 ENDINGS = (".svg", ".pdf", ".png")
-# Parts without a label that are drawn in a flow's colour get that flow's name.
+# Parts without a label in a flow's colour get its name, if the figure writes it.
 _NAMES = {color.lower(): LABELS[name] for name, color in COLORS.items()}
 
 Canvas = TypeVar("Canvas", bound=FigureCanvasBase)

@@ -138,6 +138,31 @@ def test_the_header_explains_and_the_rows_are_the_numbers():
     np.testing.assert_allclose(ngf, np.stack([X, np.sin(X)], axis=1), rtol=1e-6, atol=1e-7)
 
 
+def test_series_are_named_by_what_the_figure_says():
+    """A colour means what a legend says it does, and a flow only where that is written."""
+    ngf, igr, pf = (figures.COLORS[name] for name in ("ngf", "igr", "principal"))
+    with mpl.rc_context():
+        figures.use_style()
+        fig, axes = plt.subplots(1, 3)
+        axes[0].plot(X, X, color=ngf, label="sharpness")
+        axes[0].plot(X, 2 * X, color="#123456", label="twice")
+        axes[0].plot(X, 3 * X, "--", color="#123456", label="thrice")
+        axes[0].legend()
+        axes[1].plot(X, X, color=ngf)
+        axes[1].plot(X, 2 * X, color="#123456")
+        axes[1].plot(X, -X, color=pf)
+        axes[2].plot(X, X, color=igr)
+        axes[2].set_title(f"{figures.LABELS['igr']} alone")
+        csv = figures.contents(figures.png(fig)).csv
+        plt.close(fig)
+    rows = [line.split(",")[:2] for line in csv.splitlines() if not line.startswith("#")]
+    assert list(dict.fromkeys(map(tuple, rows[1:]))) == [
+        *(("0", name) for name in ("sharpness", "twice", "thrice")),
+        *(("1", name) for name in ("sharpness", "line", "line (2)")),
+        ("2", figures.LABELS["igr"]),
+    ]
+
+
 def test_a_file_is_enough(tmp_path):
     """A fresh process, in a folder that holds the file and nothing else."""
     with mpl.rc_context():

@@ -475,12 +475,28 @@ def _told_apart(parts: Iterable[Part]) -> list[Part]:
     return found
 
 
+def _names_by_color(figure: Any, names: Mapping[str, str]) -> dict[str, str]:
+    """What a colour stands for in a figure: by its legends, or else by those of `names` that are
+    written in it. A colour of two legend entries has no name."""
+    written = [text.get_text() for text in figure.findobj(Text)]
+    known = {c: name for c, name in names.items() if any(name in text for text in written)}
+    entries: dict[str, set[str]] = {}
+    for legend in figure.findobj(Legend):
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            color = getattr(handle, "get_color", getattr(handle, "get_facecolor", None))
+            if color is not None and len(drawn := colors.to_rgba_array(color())) == 1:
+                entries.setdefault(colors.to_hex(drawn[0]), set()).add(text.get_text())
+    known |= {c: next(iter(of)).replace("#", "no. ") for c, of in entries.items() if len(of) == 1}
+    return {c: name for c, name in known.items() if len(entries.get(c, ())) <= 1}
+
+
 def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
     """Take a finished figure apart.
 
     Args:
       figure: a Matplotlib figure.
-      names: names for artists without a label, by colour, such as {"#0072b2": "NGF"}.
+      names: names for artists without a label, by colour, such as {"#0072b2": "NGF"}; a name is
+        used where the figure writes it, and its legends name the colour no other way.
 
     Raises:
       TypeError: it holds an artist that is not a line, area, set of points or image.
@@ -496,6 +512,7 @@ def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
     }
     panels: list[dict[str, Any]] = []
     parts: list[Part] = []
+    known = _names_by_color(figure, names or {})
     for number, ax in enumerate(a for a in figure.axes if a.get_visible()):
         panels.append(rounded(_panel(ax, figure), 8))
         found: list[Part] = []
@@ -507,7 +524,7 @@ def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
             look["order"] = artist.get_zorder()
             if not artist.get_clip_on():
                 look["clip"] = False
-            name = _series(artist, kind, columns, look, names or {})
+            name = _series(artist, kind, columns, look, known)
             found.append(Part(number, name, kind, columns, rounded(look)))
         parts += _told_apart(_merged(found))
     return Drawing(rounded(page, 8), panels, parts)
