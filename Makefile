@@ -4,7 +4,7 @@ comma := ,
 
 VENV    ?= .venv
 PYTHON  ?=
-PROFILE ?= quick
+PROFILE ?= $(or $(PFCORE_PROFILE),quick)
 # How many notebooks, tests and browsers at a time.
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # For `make reproduce`: stored; short, which recomputes those of two minutes; or recompute, which takes
@@ -272,7 +272,7 @@ citation: $(STAMP)  ## CITATION.cff against its schema
 	fi
 
 # For a machine with a GPU and no network: on it, `python run.py --out results` in that folder; then
-# here `tools/gpu/take.py results` and `make registry`.
+# here `.venv/bin/python tools/gpu/take.py results` and `make registry`.
 gpu-job: $(STAMP)  ## one folder that computes the full profiles on a GPU machine without a network
 	@echo "== gpu-job: tree, data and wheels in $(BUILD)/gpu-job"
 	@"$(BIN)/python" tools/gpu/pack.py --to "$(BUILD)/gpu-job" $(if $(DATA),--data $(DATA))

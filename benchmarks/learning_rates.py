@@ -9,8 +9,8 @@ compiled first, then timed; methods take turns, and the table shows medians over
 ratios to plain gradient descent in the same run. The goals: 3.3 for the exact product, 2.1 for a
 difference of gradients, 1.3 for an exact product at every tenth step. `parts` are the pieces that
 a step is made of, each in a loop of its own: a gradient, a Hessian product, both at once.
-In single precision, on the processor unless JAX_PLATFORMS says otherwise. Without the data of
-CIFAR-10 (folder PFCORE_DATA) the deep networks are left out.
+In single precision, on the processor unless JAX_PLATFORMS says otherwise. The deep networks
+need CIFAR-10, from the folder PFCORE_DATA or downloaded (162 MB), and are left out without it.
 """
 
 import argparse

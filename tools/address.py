@@ -34,7 +34,7 @@ def moved(text: str, old: str, new: str) -> str:
     """Replace the addresses of `old` in a text by those of `new`; both are `owner/name`."""
     for before, after in ((old, new), (pages(old), pages(new))):
         text = re.sub(rf"(?<![\w.-]){re.escape(before)}(?![\w-])", after, text)
-    return REMARK.sub("", text)
+    return text
 
 
 def files(root: Path = ROOT) -> Iterator[Path]:
@@ -58,6 +58,8 @@ def move(root: Path, new: str) -> list[Path]:
     for path in files(root):
         before = path.read_text(encoding="utf-8")
         after = moved(before, old, new)
+        if path == root / "README.md":  # elsewhere, as above, the remark is spoken of
+            after = REMARK.sub("", after)
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(path)

@@ -3,7 +3,7 @@
     python tools/check_claims.py _build/check/claims
 
 Claims and verdicts must be the same. A number may differ by its `rerun_tolerance`, relative to the
-stored one. A claim without that field is compared by its verdict only.
+larger of the two. A claim without that field is compared by its verdict only.
 """
 
 import argparse

@@ -138,7 +138,8 @@ def execute_one(
     problem = ""
     try:
         client.execute(env=env, cleanup_kc=True)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as error:
+        # A RuntimeError is that of a kernel that does not start.
         problem = "\n".join(str(error).rstrip().splitlines()[-20:])
     else:
         path.write_text(serialise(normalise(notebook)), encoding="utf-8")

@@ -95,7 +95,9 @@ def main() -> int:
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())
     print(f"   {args.to}: {size / 2**20:.1f} MiB; there: python run.py --out results")
     if size > LIMIT:
-        raise SystemExit(f"that is more than {LIMIT / 2**20:.0f} MiB; leave data out with --data")
+        raise SystemExit(
+            f"that is more than {LIMIT / 2**20:.0f} MiB; name fewer data sets: make gpu-job DATA=…"
+        )
     return 0
 
 
