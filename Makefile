@@ -69,7 +69,7 @@ help:  ## this list
 	@echo
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
 	@echo
-	@echo "Settings: VENV=$(VENV)  PROFILE=$(PROFILE)  JOBS=$(JOBS)  PYTHON=(the newest found)"
+	@echo "Settings: VENV=$(VENV)  PROFILE=$(PROFILE)  JOBS=$(JOBS)  PYTHON=(3.13, else 3.12, 3.11, 3.14)"
 
 # ---- set-up
 
@@ -78,12 +78,13 @@ setup: $(STAMP)  ## .venv with everything pinned, once
 # By uv, which takes a third of pip's time; by pip where uv finds no index, as pip may know of its own.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; \
-	if [ ! -x "$(BIN)/python" ]; then \
-	  for p in $(PYTHON) python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	if [ ! -x "$(BIN)/python" ] || [ ! -x "$(BIN)/pip" ]; then \
+	  for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python); do \
 	    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
 	    then found="$$p"; break; fi; \
 	  done; \
 	  if [ -z "$${found:-}" ]; then \
+	    $(if $(PYTHON),echo "PYTHON=$(PYTHON) is not Python 3.11 or newer with the venv module."; exit 1;) \
 	    echo "No Python 3.11 or newer with the venv module was found. Install one (on Debian and"; \
 	    echo "Ubuntu: apt install python3 python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python"; \
 	    exit 1; \

@@ -11,13 +11,17 @@ is the same and its number is within the claim's tolerance of the stored one, el
 `report.json` and `report.md`, in `_build/reproduce`.
 
 Results that take too long are read from stored records. `--records recompute` first recomputes
-these, one after another; the same command resumes an interrupted computation. `--records short`
-recomputes those that a processor computed in two minutes from data that need no download.
+these, one after another; the same command resumes an interrupted computation, unless the code has
+changed. Records that a GPU computed are recomputed if there is one here, else kept.
+`--records short` recomputes those that a processor computed in two minutes from data that need no
+download.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -154,16 +158,34 @@ def prepare(source: Path, records: Path | None) -> None:
         (source / "book" / "records").symlink_to(records, target_is_directory=True)
 
 
+def computed_on_cpu(info: dict[str, Any]) -> bool:
+    """Whether a record was computed on a processor alone."""
+    return re.fullmatch(r"\d+ CPU cores?", info["device"]) is not None
+
+
 def is_short(info: dict[str, Any]) -> bool:
     """Whether a record is soon recomputed, on the kind of machine and from the data at hand."""
     embedded = info["config"]["problem"]["data"] in EMBEDDED
-    return embedded and "CPU" in info["device"] and info["wall_time_s"] <= SHORT
+    return embedded and computed_on_cpu(info) and info["wall_time_s"] <= SHORT
+
+
+def has_accelerator(env: dict[str, str]) -> bool:
+    """Whether JAX finds more than a processor, in a process with the environment `env`."""
+    code = "import jax; raise SystemExit(jax.default_backend() == 'cpu')"
+    return not subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode
+
+
+def code_digest() -> str:
+    """A digest of the sources of `pfcore`, which decide what a record holds."""
+    sources = sorted((ROOT / "pfcore").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
 def recompute(into: Path, env: dict[str, str], which: str) -> list[str]:
     """Recompute the stored records that are not in `into` yet; returns the names of failed ones.
 
-    With "short" in `which`, those that take longer are copied.
+    Each is computed on the kind of device that computed the stored one. Those of a GPU are copied
+    if there is none here; with "short" in `which`, all that take longer are.
     """
     into.mkdir(parents=True, exist_ok=True)
     names = sorted(path.parent.name for path in RECORDS.glob("*/record.json"))
@@ -171,10 +193,17 @@ def recompute(into: Path, env: dict[str, str], which: str) -> list[str]:
         name: json.loads((RECORDS / name / "record.json").read_text(encoding="utf-8"))
         for name in names
     }
+    on_accelerator = {key: value for key, value in env.items() if key != "JAX_PLATFORMS"}
     if which == "short":
-        for name in [name for name in names if not is_short(took[name])]:
-            shutil.copytree(RECORDS / name, into / name, dirs_exist_ok=True)
-            names.remove(name)
+        kept = {name for name in names if not is_short(took[name])}
+    elif has_accelerator(on_accelerator):
+        kept = set()
+    else:
+        kept = {name for name in names if not computed_on_cpu(took[name])}
+        print(f"   no GPU here: the {len(kept)} records that one computed are kept as stored")
+    for name in kept:
+        shutil.copytree(RECORDS / name, into / name, dirs_exist_ok=True)
+    names = [name for name in names if name not in kept]
     todo = [name for name in names if not (into / name / "record.json").is_file()]
     total = sum(took[name]["wall_time_s"] for name in todo)
     if len(todo) < len(names):
@@ -186,7 +215,11 @@ def recompute(into: Path, env: dict[str, str], which: str) -> list[str]:
         before = f"{duration(info['wall_time_s'])} on {info['device']}"
         print(f"   [{i}/{len(todo)}] {name} (took {before})", flush=True)
         command = [sys.executable, str(ROOT / "tools" / "recompute.py"), str(RECORDS / name)]
-        status = subprocess.run([*command, "--out", str(into / name)], env=env, check=False)
+        status = subprocess.run(
+            [*command, "--out", str(into / name)],
+            env=env if computed_on_cpu(info) else on_accelerator,
+            check=False,
+        )
         if status.returncode == STOPPED:
             raise KeyboardInterrupt
         if status.returncode:
@@ -316,8 +349,8 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
     args.out.mkdir(parents=True, exist_ok=True)
     records = None
     if args.records != "stored":
-        # Not one folder for both: what `short` copies is not recomputed.
-        records = args.out / ("records" if args.records == "recompute" else "records-short")
+        # What another version of the code computed is not resumed, nor what `short` copied.
+        records = args.out / f"records-{args.records}-{code_digest()}"
         # Records that are missing there are computed, not searched elsewhere.
         env["PFCORE_KEEP_RECORDS"] = "1"
         failed = recompute(records, env, args.records)

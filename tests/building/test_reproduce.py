@@ -98,14 +98,58 @@ def test_a_page_that_stopped_fails_all_its_claims(tmp_path, compared):
     assert {f.note for f in found[1:]} == {"the page stopped: ValueError: no luck"}
 
 
-def test_short_recomputes_what_a_processor_soon_does_and_copies_the_rest(tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def recomputed(monkeypatch):
+    """The names of recomputed records, with the value of JAX_PLATFORMS of each computation."""
+    asked = {}
 
-    def run(command, **_):
-        asked.append(Path(command[2]).name)
+    def run(command, *, env, check):
+        if command[1] == "-c":  # which looks for a GPU
+            return subprocess.CompletedProcess(command, "gpu" not in env)
+        asked[Path(command[2]).name] = env.get("JAX_PLATFORMS")
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
+    return asked
+
+
+def stored_devices():
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["device"]
+        for path in reproduce.RECORDS.glob("*/record.json")
+    }
+
+
+def test_a_record_is_recomputed_on_the_kind_of_device_that_computed_it(tmp_path, recomputed):
+    devices = stored_devices()
+    on_gpu = {name for name, device in devices.items() if "NVIDIA" in device}
+    assert on_gpu and devices.keys() - on_gpu
+    env = {"JAX_PLATFORMS": "cpu"}
+    assert reproduce.recompute(tmp_path / "with", env | {"gpu": ""}, "recompute") == []
+    assert recomputed == {name: None if name in on_gpu else "cpu" for name in devices}
+
+
+def test_without_a_gpu_its_records_are_kept_and_said_to_be(tmp_path, recomputed, capsys):
+    devices = stored_devices()
+    on_gpu = {name for name, device in devices.items() if "NVIDIA" in device}
+    assert reproduce.recompute(tmp_path, {"JAX_PLATFORMS": "cpu"}, "recompute") == []
+    assert recomputed.keys() == devices.keys() - on_gpu
+    assert {path.name for path in tmp_path.iterdir()} == on_gpu
+    assert f"the {len(on_gpu)} records that one computed are kept" in capsys.readouterr().out
+
+
+def test_records_of_other_code_are_not_resumed(tmp_path, monkeypatch):
+    (tmp_path / "pfcore").mkdir()
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    source = tmp_path / "pfcore" / "flows.py"
+    source.write_text("h = 1")
+    before = reproduce.code_digest()
+    assert before == reproduce.code_digest()
+    source.write_text("h = 2")
+    assert before != reproduce.code_digest()
+
+
+def test_short_recomputes_what_a_processor_soon_does_and_copies_the_rest(tmp_path, recomputed):
     assert reproduce.recompute(tmp_path, {}, "short") == []
     infos = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +162,7 @@ def test_short_recomputes_what_a_processor_soon_does_and_copies_the_rest(tmp_pat
         and info["wall_time_s"] <= 120
         and info["data"]["source"].startswith("scikit-learn")
     }
-    assert set(asked) == short and short
+    assert recomputed.keys() == short and short
     assert {path.name for path in tmp_path.iterdir()} == infos.keys() - short
 
 

@@ -2,8 +2,9 @@
 
     python tools/gpu/pack.py --to _build/gpu-job [--data fashion-mnist ...]
 
-It contains the checkout (tracked and untracked files that git does not ignore), the data sets from
-the folder that `PFCORE_DATA` names, and wheels of the packages that are missing on a machine with
+It contains the checkout (tracked and untracked files that git does not ignore), data sets from the
+folder that `PFCORE_DATA` names (folders or files there, by default what all jobs but one need), and
+wheels of the packages that are missing on a machine with
 JAX, Flax, Optax, Diffrax, Orbax, scikit-learn and SciPy. Run `run.py` in that folder.
 """
 
@@ -20,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 # Pure Python packages that such a machine does not have.
 WHEELS = ("matfree", "pooch", "platformdirs", "filelock")
 NEEDED = ("pfcore", "tests", "benchmarks", "pyproject.toml")
-DATA = ("fashion-mnist", "cifar-10-batches-bin", "mnist")
+DATA = ("fashion-mnist",)
 LIMIT = 60 * 2**20
 
 
@@ -44,9 +45,13 @@ def copy_data(to: Path, names: list[str]) -> None:
         raise SystemExit("PFCORE_DATA names no folder; the job needs the data sets' official files")
     for name in names:
         source = Path(folder).expanduser() / name
-        if not source.is_dir():
+        if source.is_dir():
+            shutil.copytree(source, to / name)
+        elif source.is_file():
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, to / name)
+        else:
             raise SystemExit(f"{source} does not exist; --data says which sets the job takes along")
-        shutil.copytree(source, to / name)
 
 
 def pinned(names: tuple[str, ...]) -> list[str]:
@@ -82,7 +87,7 @@ def commit() -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--to", type=Path, required=True)
-    parser.add_argument("--data", nargs="*", default=list(DATA), help=f"of {', '.join(DATA)}")
+    parser.add_argument("--data", nargs="*", default=list(DATA), help="default: fashion-mnist")
     args = parser.parse_args()
     shutil.rmtree(args.to, ignore_errors=True)
     args.to.mkdir(parents=True)
