@@ -163,6 +163,32 @@ def test_series_are_named_by_what_the_figure_says():
     ]
 
 
+def test_lines_are_named_by_the_text_in_their_color_or_else_by_their_axis():
+    with mpl.rc_context():
+        figures.use_style()
+        fig, axes = plt.subplots(1, 3)
+        for i, (color, text) in enumerate((("#0072b2", "first"), ("#123456", "no\n#2"))):
+            axes[0].plot(X, (i + 1) * X, color=color)
+            axes[0].text(0, i, text, color=color)
+        axes[0].text(0, 0, "a remark", color="#888888")
+        axes[0].plot(X, -X, color="#888888")
+        axes[0].set_ylabel("position")
+        axes[1].plot(X, X, color="#123456")
+        axes[1].plot(X, 2 * X, color="#aa0000")
+        axes[1].plot(X, 3 * X, color="#00aa00")
+        axes[2].plot(X, X, color="#123456")
+        axes[2].text(0, 0, "another name", color="#123456")
+        csv = figures.contents(figures.png(fig)).csv
+        plt.close(fig)
+    rows = [line.split(",")[:2] for line in csv.splitlines() if not line.startswith("#")]
+    assert list(dict.fromkeys(map(tuple, rows[1:]))) == [
+        *(("0", name) for name in ("first", "no no. 2", "position")),
+        # Two panels give that colour two names: elsewhere it has none.
+        *(("1", name) for name in ("line", "line (2)", "line (3)")),
+        ("2", "another name"),
+    ]
+
+
 def test_a_file_is_enough(tmp_path):
     """A fresh process, in a folder that holds the file and nothing else."""
     with mpl.rc_context():

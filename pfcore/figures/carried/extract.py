@@ -237,13 +237,13 @@ def _series(
     """The name of a part, which is its label if it has one."""
     label = str(artist.get_label())
     if label and not label.startswith("_"):
-        return label.replace("#", "no. ")
+        return _in_a_line(label)
     if kind == "line" and look["coordinates"] == COORDINATES[2] and len(part["x"]) == 2:
         return f"at y = {part['y'][0]:g}"
     if kind == "line" and look["coordinates"] == COORDINATES[1] and len(part["x"]) == 2:
         return f"at x = {part['x'][0]:g}"
     color = look.get("color") or look.get("edge") or ""
-    return names.get(color[:7].lower(), kind) if isinstance(color, str) else kind
+    return (names.get(color[:7].lower()) if isinstance(color, str) else None) or kind
 
 
 def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
@@ -477,17 +477,45 @@ def _told_apart(parts: Iterable[Part]) -> list[Part]:
 
 def _names_by_color(figure: Any, names: Mapping[str, str]) -> dict[str, str]:
     """What a colour stands for in a figure: by its legends, or else by those of `names` that are
-    written in it. A colour of two legend entries has no name."""
+    written in it. A colour of two legend entries has no name: ""."""
     written = [text.get_text() for text in figure.findobj(Text)]
     known = {c: name for c, name in names.items() if any(name in text for text in written)}
-    entries: dict[str, set[str]] = {}
+    entries: list[tuple[Any, str]] = []
     for legend in figure.findobj(Legend):
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
             color = getattr(handle, "get_color", getattr(handle, "get_facecolor", None))
-            if color is not None and len(drawn := colors.to_rgba_array(color())) == 1:
-                entries.setdefault(colors.to_hex(drawn[0]), set()).add(text.get_text())
-    known |= {c: next(iter(of)).replace("#", "no. ") for c, of in entries.items() if len(of) == 1}
-    return {c: name for c, name in known.items() if len(entries.get(c, ())) <= 1}
+            if color is not None:
+                entries.append((color(), text.get_text()))
+    return known | _unique_names(entries)
+
+
+def _unique_names(entries: Iterable[tuple[Any, str]]) -> dict[str, str]:
+    """The name of each colour; "" if it has several."""
+    found: dict[str, set[str]] = {}
+    for color, name in entries:
+        if len(drawn := colors.to_rgba_array(color)) == 1:
+            found.setdefault(colors.to_hex(drawn[0]), set()).add(name)
+    return {c: _in_a_line(next(iter(of))) if len(of) == 1 else "" for c, of in found.items()}
+
+
+def _in_a_line(text: str) -> str:
+    """A text as the name of a series, which is written behind the mark #."""
+    return " ".join(text.replace("#", "no. ").split())
+
+
+def _names_by_text(axes: Iterable[Any]) -> dict[str, str]:
+    """What colours other than grey stand for by texts in panels, which label lines of the colour."""
+    hued = [t for ax in axes for t in ax.texts if np.ptp(colors.to_rgb(t.get_color())) > 0.1]
+    return _unique_names((text.get_color(), text.get_text()) for text in hued)
+
+
+def _named_by_axis(parts: list[Part], ax: Any) -> list[Part]:
+    """Name the only nameless line of a panel by what its vertical axis shows."""
+    nameless = [part for part in parts if part.series == part.kind == "line"]
+    label = _in_a_line(ax.get_ylabel())
+    if len(nameless) != 1 or not label:
+        return parts
+    return [part._replace(series=label) if part is nameless[0] else part for part in parts]
 
 
 def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
@@ -512,9 +540,12 @@ def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
     }
     panels: list[dict[str, Any]] = []
     parts: list[Part] = []
-    known = _names_by_color(figure, names or {})
+    of_figure = (_names_by_color(figure, names or {}), _names_by_text(figure.axes))
     for number, ax in enumerate(a for a in figure.axes if a.get_visible()):
         panels.append(rounded(_panel(ax, figure), 8))
+        known: dict[str, str] = {}
+        for source in (*of_figure[1:], _names_by_text([ax]), of_figure[0]):
+            known |= {color: name for color, name in source.items() if name}
         found: list[Part] = []
         for artist in _drawn(ax):
             read = _read(artist, ax)
@@ -526,5 +557,5 @@ def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
                 look["clip"] = False
             name = _series(artist, kind, columns, look, known)
             found.append(Part(number, name, kind, columns, rounded(look)))
-        parts += _told_apart(_merged(found))
+        parts += _told_apart(_named_by_axis(_merged(found), ax))
     return Drawing(rounded(page, 8), panels, parts)
