@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pfcore._integrate import Trajectory, follow, integrate
     from pfcore.descent import gradient_descent
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # The modules of the names that are not submodules.
 _HOMES = {

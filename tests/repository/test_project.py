@@ -57,7 +57,11 @@ def own_files():
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert PYPROJECT["project"]["version"] == pfcore.__version__ == citation["version"]
-    assert f"version = {{{pfcore.__version__}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("README.md", "book/intro.md"):
+        cited = re.findall(
+            r"^  version = \{(.*)\}", (ROOT / name).read_text(encoding="utf-8"), re.M
+        )
+        assert cited == [pfcore.__version__], name
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## \[?(\d+\.\d+\.\d+|Unreleased)", changelog, flags=re.MULTILINE)
     assert headings and headings[0] in {pfcore.__version__, "Unreleased"}
@@ -68,6 +72,14 @@ def test_versions_in_install_lines():
     for name, text in texts().items():
         for release in re.findall(r"pfcore(?:\.git)?(?:@|==)v?(\d+\.\d+\.\d+)", text):
             assert release == pfcore.__version__, name
+
+
+def test_readme_opens_the_notebooks_of_the_version_that_they_install():
+    """Those of the branch may use names that the release does not have."""
+    opened = re.findall(
+        r"colab\.research\.google\.com/github/[^/]+/[^/]+/blob/([^/]+)/", texts()["README.md"]
+    )
+    assert opened and set(opened) == {f"v{pfcore.__version__}"}
 
 
 def test_one_repository_address():
