@@ -504,7 +504,7 @@ def _in_a_line(text: str) -> str:
 
 
 def _names_by_text(axes: Iterable[Any]) -> dict[str, str]:
-    """What colours other than grey stand for by texts in panels, which label lines of the colour."""
+    """What colours other than grey stand for by the texts in panels, which label their lines."""
     hued = [t for ax in axes for t in ax.texts if np.ptp(colors.to_rgb(t.get_color())) > 0.1]
     return _unique_names((text.get_color(), text.get_text()) for text in hued)
 
