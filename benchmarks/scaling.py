@@ -157,7 +157,7 @@ def by_training(rounds: int) -> None:
     rows = []
     for every in (1, 10):
         trainer = training.Trainer(built, num_eigenpairs=2, every=every)
-        start = trainer.start(0)
+        start = trainer.begin(built.params, 0)
         count = 1000 // every
         _, found = jax.block_until_ready(trainer.advance(start, 0.2, count))
         seconds, _ = timed(

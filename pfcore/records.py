@@ -80,9 +80,7 @@ def write(record: Record, folder: str | Path) -> None:
     partial = folder / (ARRAYS + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as file:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
     os.replace(partial, folder / ARRAYS)
     described = {n: {"shape": list(a.shape), "dtype": str(a.dtype)} for n, a in arrays.items()}

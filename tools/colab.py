@@ -17,7 +17,6 @@ sets are read from PFCORE_DATA if it is set, else downloaded.
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from pathlib import Path
 
 import nbformat
 from notebooks import (
-    CELL_TIMEOUT,
     ROOT,
     STOPPED,
     Run,
@@ -72,12 +70,6 @@ def cleared(variables: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONNOUSERSITE": "1"}
 
 
-def pins(lock: str) -> str:
-    """The versions of a lock file as constraints, without hashes, which the wheel does not have."""
-    found = re.findall(r"^([A-Za-z0-9_.\-]+==[^\\\n]+?)\s*\\?$", lock, flags=re.MULTILINE)
-    return "\n".join(found) + "\n"
-
-
 def build_wheel(folder: Path) -> Path:
     """The wheel of this tree, built from a copy, so that the tree is not changed."""
     source = folder / "source"
@@ -96,19 +88,13 @@ def build_wheel(folder: Path) -> Path:
 
 def create_environment(folder: Path, wheel: Path) -> Path:
     """The interpreter of a new virtual environment with a wheel and a kernel."""
-    constraints = folder / "constraints.txt"
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    constraints.write_text(pins(lock), encoding="utf-8")
     made = folder / "environment"
     python = made / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
-    if uv.is_file():
-        call(uv, "venv", "--quiet", "--python", sys.executable, made, cwd=folder)
-        install: tuple[str | Path, ...] = (uv, "pip", "install", "--quiet", "--python", python)
-    else:
-        call(sys.executable, "-m", "venv", made, cwd=folder)
-        install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    call(*install, "--constraint", constraints, f"{wheel}[all]", "ipykernel", cwd=folder)
+    call(uv, "venv", "--quiet", "--python", sys.executable, made, cwd=folder)
+    install = (uv, "pip", "install", "--quiet", "--python", python)
+    lock = ROOT / "requirements.lock"
+    call(*install, "--constraint", lock, f"{wheel}[all]", "ipykernel", cwd=folder)
     found = call(python, "-c", "import pfcore; print(pfcore.__file__)", cwd=folder).strip()
     if not Path(found.splitlines()[-1]).is_relative_to(made):
         raise SystemExit(f"pfcore is imported from {found}, not from the fresh environment")
@@ -170,7 +156,6 @@ def check(paths: Sequence[Path], folder: Path, profile: str, jobs: int) -> list[
         alone(paths, folder / "notebooks"),
         env=env,
         jobs=jobs,
-        timeout=CELL_TIMEOUT if profile == "quick" else None,
         kernels=kernel_specs(folder, python),
     ):
         if not run.problem:

@@ -92,7 +92,6 @@ def execute_one(
     path: Path,
     env: dict[str, str],
     *,
-    timeout: int | None,
     kernels: Path | None = None,
     fork: bool = False,
 ) -> Run:
@@ -101,7 +100,6 @@ def execute_one(
     Args:
       path: the notebook, which is overwritten if all of its cells ran.
       env: environment of the kernel.
-      timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
       fork: as for `executed`.
     """
@@ -121,7 +119,7 @@ def execute_one(
         notebook,
         kernel_name="python3",
         record_timing=False,
-        timeout=timeout,
+        timeout=CELL_TIMEOUT if env["PFCORE_PROFILE"] == "quick" else None,
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
         **options,
@@ -172,7 +170,6 @@ def executed(
     *,
     env: dict[str, str],
     jobs: int,
-    timeout: int | None = CELL_TIMEOUT,
     kernels: Path | None = None,
     fork: bool = False,
     starting: Callable[[Path], None] = lambda path: None,
@@ -186,7 +183,6 @@ def executed(
       paths: the notebooks.
       env: environment of the kernels.
       jobs: number of simultaneous notebooks.
-      timeout: seconds for a cell; None for no limit.
       kernels: folder of kernel specifications with a `python3`, by default this environment's.
       fork: whether kernels begin with the libraries imported, on Linux; then neither their time nor
         their memory is that of a reader's run.
@@ -206,9 +202,7 @@ def executed(
                     while waiting and len(running) < jobs:
                         path = waiting.popleft()
                         starting(path)
-                        future = pool.submit(
-                            execute_one, path, env, timeout=timeout, kernels=kernels, fork=fork
-                        )
+                        future = pool.submit(execute_one, path, env, kernels=kernels, fork=fork)
                         running[future] = path
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         del running[future]
@@ -223,7 +217,7 @@ def executed(
 def last_time(profile: str) -> dict[str, float]:
     """Stored time of each notebook, in seconds."""
     path = ROOT / "book" / TIMES
-    stored = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: kinds[profile]["seconds"] for name, kinds in stored.items() if profile in kinds}
 
 
@@ -253,8 +247,7 @@ def _keep(old: int | float | None, new: int | float | None) -> int | float | Non
 def note_times(path: Path, runs: Sequence[Run], profile: str, where: str) -> None:
     """Write time and memory of `runs` to the file of times; other entries are kept.
 
-    The machine of most entries is named once, at the top; an entry from another machine names it. A
-    new measurement on the same machine that is about the same does not change the entry.
+    A new measurement on the same machine that is about the same does not change the entry.
 
     Args:
       path: the file of times, which need not exist.
@@ -263,29 +256,14 @@ def note_times(path: Path, runs: Sequence[Run], profile: str, where: str) -> Non
       where: the machine, in a few words.
     """
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    common = stored.get("machine")
-    entries: dict[tuple[str, str], dict[str, Any]] = {
-        (name, kind): {"machine": common} | entry
-        for name, kinds in stored.get("notebooks", {}).items()
-        for kind, entry in kinds.items()
-    }
     for run in runs:
         if run.problem:
             continue
-        key = (run.path.stem, profile)
-        old = entries.get(key, {})
+        profiles = stored.setdefault(run.path.stem, {})
+        old = profiles.get(profile, {})
         old = old if old.get("machine") == where else {}
         new = {"seconds": round(run.seconds, 1), "peak_mb": run.peak_mb}
-        entries[key] = {"machine": where} | {
-            name: _keep(old.get(name), value) for name, value in new.items()
-        }
-    if not entries:
-        return
-    machines = collections.Counter(entry["machine"] for entry in entries.values())
-    common = machines.most_common(1)[0][0]
-    notebooks: dict[str, dict[str, Any]] = {}
-    for (name, kind), entry in sorted(entries.items()):
-        measured = {k: v for k, v in entry.items() if k != "machine" or v != common}
-        notebooks.setdefault(name, {})[kind] = measured
-    content = {"machine": common, "notebooks": notebooks}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        profiles[profile] = {name: _keep(old.get(name), value) for name, value in new.items()}
+        profiles[profile]["machine"] = where
+    text = json.dumps(stored, indent=1, ensure_ascii=False, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 """The book's notebooks: run them, store them normalised, check them, compare reruns.
 
-    python tools/notebooks.py list
     python tools/notebooks.py execute --in-place            # to be committed
     python tools/notebooks.py execute --into _build/source  # in a copy, not in tracked files
     python tools/notebooks.py check
@@ -21,7 +20,6 @@ from pathlib import Path
 import nbformat
 from notebook_files import ROOT, check, listed, serialise, shown
 from notebook_runs import (
-    CELL_TIMEOUT,
     TIMES,
     Run,
     end_as_interrupted,
@@ -38,6 +36,10 @@ STOPPED = 130  # exit status of a command stopped by Ctrl-C
 
 def stage(into: Path) -> None:
     """Copy the book's sources to the folder `into`, which is replaced."""
+    if ROOT.is_relative_to(into.resolve()) or into.resolve().is_relative_to(ROOT / "book"):
+        raise SystemExit(
+            f"{into} holds the sources that would be copied there; name another folder"
+        )
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
@@ -70,8 +72,7 @@ def execute(paths: Sequence[Path], *, root: Path, profile: str, jobs: int, fork:
     """Run notebooks under `root`, up to `jobs` at a time, and print a line for each."""
     runs: list[Run] = []
     width = len(str(len(paths)))
-    timeout = CELL_TIMEOUT if profile == "quick" else None
-    for run in executed(paths, env=environment(profile), jobs=jobs, timeout=timeout, fork=fork):
+    for run in executed(paths, env=environment(profile), jobs=jobs, fork=fork):
         runs.append(run)
         name, left = shown(run.path, root), time_left(runs, paths, profile, jobs)
         print(f"   [{len(runs):{width}}/{len(paths)}] {name}  {run.words}{left}", flush=True)
@@ -111,7 +112,7 @@ def long() -> set[Path]:
     return {ROOT / line for line in lines if line.endswith(".ipynb")}
 
 
-def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) -> int:
+def compare(paths: Sequence[Path], *, scratch: Path, jobs: int) -> int:
     """Rerun notebooks with nbval, and compare them with their stored outputs.
 
     Claims are written to `scratch`. Stored claims of notebooks that are not rerun are copied there.
@@ -127,7 +128,7 @@ def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) ->
     status = 0
     for group in split_collector(paths, last_time("quick")):
         command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
-        command += [f"--nbval-cell-timeout={timeout}"]
+        command += ["--nbval-cell-timeout=300"]
         if len(group) > 1:
             if sys.platform == "linux":
                 command += ["-p", "tools.forked_kernels"]
@@ -141,8 +142,6 @@ def compare(paths: Sequence[Path], *, scratch: Path, jobs: int, timeout: int) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-
-    commands.add_parser("list", help="print the notebooks in the order of _toc.yml")
 
     run = commands.add_parser("execute", help="run notebooks and store them normalised")
     target = run.add_mutually_exclusive_group(required=True)
@@ -163,7 +162,6 @@ def main() -> int:
     rerun = commands.add_parser("compare", help="rerun with nbval against the stored outputs")
     rerun.add_argument("--scratch", type=Path, required=True, help="where the rerun writes")
     rerun.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
-    rerun.add_argument("--timeout", type=int, default=300, help="seconds for a cell (default 300)")
     rerun.add_argument("--every", action="store_true", help="those listed in tests/long.txt, too")
 
     for command in (run, checked, rerun):
@@ -172,9 +170,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.command == "execute" and args.report is not None and args.into is None:
         parser.error("--report goes with --into: in place, a notebook that fails is left alone")
-    if args.command == "list":
-        print(*map(shown, listed()), sep="\n")
-        return 0
 
     paths = [path.resolve() for path in args.paths] or listed()
     missing = [str(path) for path in paths if not path.is_file()]
@@ -187,7 +182,7 @@ def main() -> int:
             left = [path for path in paths if path in long()]
             paths = [path for path in paths if path not in left]
             print("   not rerun without EVERY=1:", *map(shown, left))
-        return compare(paths, scratch=args.scratch, jobs=args.jobs, timeout=args.timeout)
+        return compare(paths, scratch=args.scratch, jobs=args.jobs)
     root = ROOT
     if args.into is not None:
         root = args.into.resolve()

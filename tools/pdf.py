@@ -117,16 +117,15 @@ descent dynamics and instability in deep learning</em><br>Rosca, Wu, Qin and Dhe
 </section>"""
 
 
-def contents_page(listed: list[tuple[Chapter, str]], sheets: dict[str, int]) -> str:
-    """The table of contents: titles, and page numbers if known."""
+def contents_page(listed: list[tuple[Chapter, str]]) -> str:
+    """The table of contents: titles, and empty places for page numbers."""
     rows = []
     for chapter, name in listed:
         if chapter.part is not None:
             rows.append(f'<p class="print-part">{html.escape(chapter.part)}</p>')
-        sheet = sheets.get(chapter.anchor, "")
         rows.append(
             f'<p class="print-depth-{chapter.depth}"><a href="#{chapter.anchor}">'
-            f"{html.escape(name)}</a><span>{sheet}</span></p>"
+            f"{html.escape(name)}</a><span></span></p>"
         )
     heading = '<p class="print-heading">Contents</p>'
     return f'<div class="print-contents">{heading}{"".join(rows)}</div>'
@@ -183,9 +182,8 @@ def assemble(root: Path, target: Path, browser: Any) -> tuple[str, list[tuple[Ch
             raise ValueError(f"{chapter.name} has no title")
         titled.append((chapter, heading.get_text()))
         if chapter.part is not None:
-            part = BeautifulSoup('<p class="print-part"></p>', "html.parser")
-            part.p.string = chapter.part  # type: ignore[union-attr]
-            found.insert(0, part)
+            part = f'<p class="print-part">{html.escape(chapter.part)}</p>'
+            found.insert(0, BeautifulSoup(part, "html.parser"))
         texts.append(str(found))
     return "\n".join(texts), titled
 
@@ -200,21 +198,19 @@ def print_book(root: Path, target: Path) -> int:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.find())
         body, titled = assemble(root, target.parent, browser)
-
-        def write(sheets: dict[str, int]) -> str:
-            return f"""<!DOCTYPE html>
+        document = f"""<!DOCTYPE html>
 <html lang="en" data-theme="light" data-mode="light" class="whole-book"><head>
 <meta charset="utf-8"><title>{html.escape(title)}</title>
 <meta name="author" content="The pfcore authors">
 {head(root, titled[0][0], target.parent)}
-</head><body>{title_page(title)}{contents_page(titled, sheets)}
+</head><body>{title_page(title)}{contents_page(titled)}
 <main class="bd-main"><div class="bd-content"><div class="bd-article-container">
 {body}
 </div></div></main></body></html>"""
 
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.emulate_media(media="print", color_scheme="light")
-        single.write_text(write({}), encoding="utf-8")
+        single.write_text(document, encoding="utf-8")
         page.goto(single.as_uri(), wait_until="load")
         page.wait_for_function("window.MathJax && MathJax.startup && MathJax.startup.promise")
         page.evaluate("() => MathJax.startup.promise.then(() => document.fonts.ready)")

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 from check_claims import STORED, Claims, judge, ordered, read, show
 from notebook_files import ROOT, listed
 from notebook_runs import (
-    CELL_TIMEOUT,
     COLLECTOR,
     Run,
     end_as_interrupted,
@@ -249,7 +248,6 @@ def carry_out(
             todo,
             env=env,
             jobs=jobs,
-            timeout=CELL_TIMEOUT if profile == "quick" else None,
             fork=True,
             starting=starting,
         ):
@@ -305,7 +303,7 @@ def finished_before(out: Path, source: Path, setting: dict[str, Any]) -> list[Ru
     if not path.is_file() or not source.is_dir():
         return []
     report = json.loads(path.read_text(encoding="utf-8"))
-    if any(report[key] != setting[key] for key in ("profile", "records")):
+    if any(report.get(key) != value for key, value in setting.items()):
         return []
     entries = [entry for entry in report["notebooks"] if not entry["problem"]]
     # The page of claims collects the results of the others, so it always runs.
@@ -350,7 +348,7 @@ def run_book(args: argparse.Namespace, setting: dict[str, Any]) -> tuple[list[Ru
     records = None
     if args.records != "stored":
         # What another version of the code computed is not resumed, nor what `short` copied.
-        records = args.out / f"records-{args.records}-{code_digest()}"
+        records = args.out / f"records-{args.records}-{setting['code']}"
         # Records that are missing there are computed, not searched elsewhere.
         env["PFCORE_KEEP_RECORDS"] = "1"
         failed = recompute(records, env, args.records)
@@ -371,7 +369,7 @@ def main() -> int:
     args = arguments()
     end_as_interrupted()
     quick = args.profile == "quick"
-    setting = {"profile": args.profile, "records": args.records}
+    setting = {"profile": args.profile, "records": args.records, "code": code_digest()}
     if not quick:
         print("   full profile: larger problems, whose numbers differ; only verdicts are compared")
     try:

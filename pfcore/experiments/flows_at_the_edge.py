@@ -101,10 +101,6 @@ def plan(config: Config) -> execution.Plan:
         path = jax.tree.map(lambda x: jnp.zeros((steps + 1, *x.shape), x.dtype), built.params)
         return built.params, built.params, path, arrays, np.int32(-1)
 
-    def train(params: Params, point: int) -> Params:
-        """Train up to the next starting point."""
-        return trainer.descend(params, h, starts[point] - (starts[point - 1] if point else 0))
-
     def begin(params: Params, point: int, arrays: dict) -> tuple[Params, Params]:
         """Measure the curvature at a starting point, and the loss along the top eigenvector."""
         pairs = curvature.top_eigenpairs(loss, params, 1, key=jax.random.key(config.seed))
@@ -163,7 +159,7 @@ def plan(config: Config) -> execution.Plan:
         arrays = {name: array.copy() for name, array in arrays.items()}
         point, which = divmod(piece, len(names))
         if which == 0:
-            params = train(params, point)
+            params = trainer.descend(params, h, starts[point] - (starts[point - 1] if point else 0))
             if not np.isfinite(value(params)):
                 return params, vector, path, arrays, np.int32(starts[point])
             vector, path = begin(params, point, arrays)

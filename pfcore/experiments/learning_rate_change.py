@@ -78,7 +78,7 @@ def plan(config: Config) -> execution.Plan:
     )
 
     def start():
-        position = trainer.start(config.seed)
+        position = trainer.begin(built.params, config.seed)
         return position, position, training.room(trainer, sum(cuts))
 
     def advance(state, piece: int):

@@ -13,6 +13,7 @@ import pfcore
 from pfcore import curvature, flows
 from pfcore._checks import Loss, check_count, check_learning_rate
 from pfcore._trees import Params, ravel, real_dtype
+from pfcore.experiments.flows_at_the_edge import stacked
 from pfcore.records import Record
 from pfcore.runs import execution, training
 from pfcore.runs.counting import counted, operations
@@ -292,12 +293,6 @@ def plan(config: Config) -> execution.Plan:
         return bool(state[-1] >= 0)
 
     return execution.Plan(built, len(config.models) + 1, start, advance, outcome, ended)
-
-
-def stacked(path: Params) -> np.ndarray:
-    """A path as a matrix [time, n] in double precision."""
-    leaves = [np.asarray(x, np.float64).reshape(len(x), -1) for x in jax.tree.leaves(path)]
-    return np.concatenate(leaves, axis=1)
 
 
 def run(config: Config = PROFILES["quick"], **options: Any) -> Record:

@@ -198,24 +198,14 @@ def _line_search(max_learning_rate: Number = MOST) -> Method:
 def _schedule_free(learning_rate: Number = 1.0) -> Method:
     h = check_learning_rate(learning_rate)
     return Method(
-        _up(contrib.schedule_free(optax.sgd(h), h)),
+        optax.chain(contrib.schedule_free(optax.sgd(h), h), optax.scale(-1.0)),
         rate=None,
-        evaluated=contrib.schedule_free_eval_params,
+        evaluated=lambda state, params: contrib.schedule_free_eval_params(state[0], params),
     )
 
 
 def _prodigy() -> Method:
-    return Method(_up(contrib.prodigy()), rate=None)
-
-
-def _up(descending: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The transformation with its sign reversed and its state unchanged."""
-
-    def update(updates, state, params=None):
-        updates, state = descending.update(updates, state, params)
-        return jax.tree.map(jnp.negative, updates), state
-
-    return optax.GradientTransformation(descending.init, update)
+    return Method(optax.chain(contrib.prodigy(), optax.scale(-1.0)), rate=None)
 
 
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {

@@ -196,22 +196,10 @@ class Checkpoints:
         self._manager.close()
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _storable(state: Any) -> Any:
-    """The state as Orbax accepts it: keys as their data, NumPy scalars as arrays."""
-
-    def storable(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.random.key_data(leaf)
-        return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
-
-    return jax.tree.map(storable, state)
+    """The state as Orbax accepts it: NumPy scalars as arrays."""
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.generic) else x, state)
 
 
 def _as_before(like: Any, stored: Any) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(like))
     return like.dtype.type(stored) if isinstance(like, np.generic) else stored

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +120,7 @@ class Data(NamedTuple):
     test_targets: jax.Array
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TrainingProblem:
     """A problem, ready to train. Two that were built from the same settings are equal, and share
     compiled programs.
@@ -138,21 +138,12 @@ class TrainingProblem:
 
     problem: Problem
     seed: int
-    params: Params
-    data: Data
-    loss: Callable[[Data], Loss]
-    accuracy: Callable[[Data], Callable[[Params], jax.Array]]
-    source: str
+    params: Params = field(compare=False)
+    data: Data = field(compare=False)
+    loss: Callable[[Data], Loss] = field(compare=False)
+    accuracy: Callable[[Data], Callable[[Params], jax.Array]] = field(compare=False)
+    source: str = field(compare=False)
     sha256: str
-
-    def _key(self) -> tuple:
-        return self.problem, self.seed, self.sha256
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TrainingProblem) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
 
 
 def _network(

@@ -137,9 +137,9 @@ def _without_remarks() -> Iterator[None]:
         import pooch
 
     logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    # Not by its level: Pooch's logger remembers what the level allowed before.
+    logger.disabled = True
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.disabled = False

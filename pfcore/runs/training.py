@@ -81,12 +81,8 @@ class Trainer:
         check_count("every", self.every, minimum=1)
         check_positive("tolerance", self.tolerance)
 
-    def start(self, seed: int) -> TrainState:
-        """State at the initial parameters, with eigenpairs from a cold start."""
-        return self._begin(self.built.data, self.built.params, jax.random.key(seed))
-
     def begin(self, params: Params, seed: int) -> TrainState:
-        """State at other parameters, with eigenpairs from a cold start."""
+        """State at the parameters, with eigenpairs from a cold start."""
         return self._begin(self.built.data, params, jax.random.key(seed))
 
     def advance(

@@ -186,7 +186,7 @@ def test_claims_are_listed_by_page_number_and_part():
 
 def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tmp_path):
     source = tmp_path / "source"
-    setting = {"profile": "quick", "records": "stored"}
+    setting = {"profile": "quick", "records": "stored", "code": "1234"}
     good, bad, claims = (
         reproduce.Run(source / "book" / f"{name}.ipynb", 1.0, 2, problem)
         for name, problem in (("good", ""), ("bad", "no luck"), ("claims", ""))
@@ -196,7 +196,8 @@ def test_a_resumed_rerun_keeps_what_ran_well_in_the_same_setting(tmp_path):
     reproduce.write_report(tmp_path, setting, [], [good, bad, claims], "said")
     # The page of claims runs again.
     assert reproduce.finished_before(tmp_path, source, setting) == [good]
-    assert reproduce.finished_before(tmp_path, source, setting | {"profile": "full"}) == []
+    for other in ({"profile": "full"}, {"records": "short"}, {"code": "5678"}):
+        assert reproduce.finished_before(tmp_path, source, setting | other) == []
 
 
 # The tool as it is called, on a small book of its own
@@ -393,6 +394,13 @@ def times(path, *runs, profile="quick", where="2 CPU cores"):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent, ROOT / "book", ROOT / "book" / "new"])
+def test_the_sources_are_not_copied_over_themselves(folder):
+    with pytest.raises(SystemExit, match="name another folder"):
+        notebooks.stage(folder)
+    assert (ROOT / "book" / "intro.md").is_file()
+
+
 def test_the_longest_run_first_and_the_collector_when_they_are_done():
     paths = [Path(f"{name}.ipynb") for name in ("claims", "short", "new", "long")]
     groups = notebook_runs.split_collector(paths, {"short": 1.0, "long": 9.0, "claims": 99.0})
@@ -408,9 +416,10 @@ def test_times_change_only_where_they_differ_by_more_than_a_fifth(tmp_path):
     before = path.read_bytes()
     times(path, run_of("a", 11.9, peak=810))
     assert path.read_bytes() == before
-    found = times(path, run_of("a", 12.1, peak=1201))["notebooks"]
-    assert found["a"]["quick"] == {"seconds": 12.1, "peak_mb": 1201}
-    assert found["b"]["quick"] == {"seconds": 20.0, "peak_mb": 1000}
+    found = times(path, run_of("a", 12.1, peak=1201))
+    cores = {"machine": "2 CPU cores"}
+    assert found["a"]["quick"] == cores | {"seconds": 12.1, "peak_mb": 1201}
+    assert found["b"]["quick"] == cores | {"seconds": 20.0, "peak_mb": 1000}
 
 
 def test_times_of_other_profiles_and_machines_stand_side_by_side(tmp_path):
@@ -418,20 +427,19 @@ def test_times_of_other_profiles_and_machines_stand_side_by_side(tmp_path):
     times(path, run_of("a", 10.0), run_of("b", 10.0))
     gpu = {"profile": "full", "where": "1 × GPU"}
     found = times(path, run_of("b", 10.0, peak=None), **gpu)
-    assert found["machine"] == "2 CPU cores"
-    assert found["notebooks"]["b"] == {
+    assert found["b"] == {
         "full": {"machine": "1 × GPU", "seconds": 10.0, "peak_mb": None},
-        "quick": {"seconds": 10.0, "peak_mb": 1000},
+        "quick": {"machine": "2 CPU cores", "seconds": 10.0, "peak_mb": 1000},
     }
     # About as long, but elsewhere: that is another measurement.
     found = times(path, run_of("a", 10.5), where="8 CPU cores")
-    assert found["notebooks"]["a"]["quick"]["seconds"] == 10.5
+    assert found["a"]["quick"]["seconds"] == 10.5
 
 
 def test_what_stopped_leaves_no_time(tmp_path):
     path = tmp_path / "times.json"
     found = times(path, run_of("a", 10.0), run_of("b", 1.0, problem="stopped"))
-    assert list(found["notebooks"]) == ["a"]
+    assert list(found) == ["a"]
 
 
 def test_peak_memory_where_the_system_says_it():

@@ -107,6 +107,20 @@ def test_the_registry_is_part_of_the_package():
     assert f"runs/{store.REGISTRY}" in data
 
 
+def test_pooch_is_silent_for_records_alone_whatever_came_before(caplog):
+    """Its logger remembers what its level allowed, so the order matters."""
+    logger = pooch.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        for text in ("a data set", "another data set"):
+            logger.info(text)
+            with store._without_remarks():
+                logger.info("a record")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == ["a data set", "another data set"]
+
+
 def test_records_are_downloaded_from_the_tag_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     slug = project["urls"]["Repository"].removeprefix("https://github.com/")

@@ -82,9 +82,7 @@ def carry_out(name: str, profile: str, changes: list[str]) -> None:
     from pfcore import experiments
 
     began = time.perf_counter()
-    config = experiments.configure(
-        job["experiment"], *job["settings"], *job.get("tiny", []), *changes, profile=profile
-    )
+    config = experiments.configure(job["experiment"], *job["settings"], *changes, profile=profile)
     state = "stopped"
     try:
         record = experiments.run(job["experiment"], config, out=WORK / name, resume=True)

@@ -111,17 +111,12 @@ def measured(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
     Returns:
       Empty if the file does not exist. Each measurement has `seconds`, `peak_mb` (None if unknown)
-      and `machine`, which the file names once for most of them.
+      and `machine`.
     """
     path = folder / TIMES
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    common = {"machine": content["machine"]}
-    return {
-        notebook: {profile: common | entry for profile, entry in profiles.items()}
-        for notebook, profiles in content["notebooks"].items()
-    }
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 MEMORY = "memory.json"
