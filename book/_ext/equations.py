@@ -20,7 +20,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from _ext.common.nodes import joined, reference
+from _ext.common.nodes import joined, page_link, reference
 
 FILE = Path(__file__).resolve().parent.parent / "equations.yml"
 LABEL = re.compile(r"\s*%?\s*\\label\{([^}]*)\}[ \t]*")
@@ -144,12 +144,9 @@ class Back(SphinxPostTransform):
             line += nodes.Text(f"{'; equation' if number else 'Equation'}{many} ")
             line += joined((_number_of(label) for label in labels), last=" and ")
             line += nodes.Text(" in ")
-            line += reference("std:doc", f"/{page}", nodes.inline("", self._title(page)))
+            line += page_link(page)
         line += nodes.Text(".")
         return line
-
-    def _title(self, page: str) -> str:
-        return self.env.titles[page].astext()
 
 
 # ---- the list
@@ -215,7 +212,7 @@ def _check(app: Any, env: Any) -> None:
             LOG.warning("%s has an entry for %s, which is on no page", FILE.name, label)
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.equations = read()
     app.add_transform(Number)
     app.add_node(equations_of)
@@ -226,4 +223,3 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_post_transform(Listed)
     app.connect("autodoc-process-docstring", _note, priority=900)  # after Napoleon
     app.connect("env-check-consistency", _check)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -43,6 +43,5 @@ def _add(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
     context["theme_extra_footer"] = footer(app.env.found_docs, context["pathto"], repository)
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.connect("html-page-context", _add)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

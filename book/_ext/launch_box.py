@@ -10,7 +10,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from docutils import nodes
@@ -18,23 +18,15 @@ from docutils import nodes
 import pfcore
 from _ext.claims_pages import stored
 from _ext.common import text
+from _ext.common.nodes import page_html
+from _ext.common.text import revision
 from pfcore import records
 from pfcore.experiments import EXPERIMENTS, PROBLEMS, PROFILE_VARIABLE
 
 esc = html.escape
 
-BRANCH = "main"
 # The function that loads a stored record, by its current name and that of version 0.2.
 LOADS = ("load_or_run", "obtain")
-
-
-class rerun_box(nodes.General, nodes.Element):
-    """Placeholder for the box, which is written with the page, so that it is not indexed."""
-
-
-def revision(version: str = pfcore.__version__) -> str:
-    """The tag of a released version, else the branch."""
-    return f"v{version}" if re.fullmatch(r"\d+(\.\d+)*", version) else BRANCH
 
 
 def colab(repository: str, notebook: str, version: str = pfcore.__version__) -> str:
@@ -258,20 +250,18 @@ def _codes(settings: list[str]) -> str:
     return " ".join(f"<code>{esc(stored.abridged(setting))}</code>" for setting in settings)
 
 
-def rendered(facts: Facts, download: str | None) -> str:
+def rendered(facts: Facts, download: str) -> str:
     """The box as HTML.
 
     Args:
       facts: its data.
-      download: address of the notebook in the built book, or None.
+      download: address of the notebook in the built book.
     """
-    links = {
-        "Open in Colab": colab(facts.repository, facts.notebook),
-        "Open in Binder": binder(facts.repository, facts.notebook),
-    }
-    anchors = [f'<a href="{esc(url)}">{text}</a>' for text, url in links.items()]
-    if download:
-        anchors.append(f'<a href="{esc(download)}" download>Download</a>')
+    anchors = [
+        f'<a href="{esc(colab(facts.repository, facts.notebook))}">Open in Colab</a>',
+        f'<a href="{esc(binder(facts.repository, facts.notebook))}">Open in Binder</a>',
+        f'<a href="{esc(download)}" download>Download</a>',
+    ]
     said = "".join(f"<div>{sentence}</div>" for sentence in sentences(facts))
     return (
         '<aside class="rerun" aria-label="Rerun this page">'
@@ -280,20 +270,8 @@ def rendered(facts: Facts, download: str | None) -> str:
     )
 
 
-def _facts(app: Any, docname: str) -> Facts:
-    path = Path(app.env.doc2path(docname))
-    return Facts(
-        notebook=f"{docname}.ipynb",
-        repository=app.config.html_theme_options["repository_url"],
-        asked=asked(code(path)),
-        measured=stored.measured(path.parent).get(path.stem, {}),
-        seconds=stored.seconds_of(path),
-        predicted=stored.predicted(path.parent),
-    )
-
-
 def _insert(app: Any, doctree: nodes.document) -> None:
-    """Insert the placeholder of the box below the title."""
+    """Insert the box below the title."""
     docname = app.env.docname
     path = Path(app.env.doc2path(docname))
     if path.suffix != ".ipynb":
@@ -301,21 +279,18 @@ def _insert(app: Any, doctree: nodes.document) -> None:
     for name in (stored.TIMES, stored.MEMORY):
         if (path.parent / name).is_file():
             app.env.note_dependency(str(path.parent / name))
+    facts = Facts(
+        notebook=f"{docname}.ipynb",
+        repository=app.config.html_theme_options["repository_url"],
+        asked=asked(code(path)),
+        measured=stored.measured(path.parent).get(path.stem, {}),
+        seconds=stored.seconds_of(path),
+        predicted=stored.predicted(path.parent),
+    )
+    # The theme's download button has the same target.
+    download = f"{'../' * docname.count('/')}_sources/{docname}.ipynb"
     section = next(doctree.findall(nodes.section))
-    section.insert(1, rerun_box("", docname=docname))
-
-
-def _visit(self: Any, node: rerun_box) -> None:
-    app, docname = self.builder.app, node["docname"]
-    # The theme's download button has the same target. A single-page build has no notebooks.
-    beside = f"_sources/{docname}.ipynb" if self.builder.name == "html" else None
-    up = "../" * (len(PurePosixPath(docname).parts) - 1)
-    self.body.append(rendered(_facts(app, docname), beside and up + beside))
-    raise nodes.SkipNode
-
-
-def _skip(self: Any, node: rerun_box) -> None:
-    raise nodes.SkipNode
+    section.insert(1, page_html(html=rendered(facts, download)))
 
 
 def _launch_from_the_tag(app: Any, config: Any) -> None:
@@ -323,9 +298,7 @@ def _launch_from_the_tag(app: Any, config: Any) -> None:
     config.html_theme_options["repository_branch"] = revision()
 
 
-def setup(app: Any) -> dict[str, Any]:
-    others = {name: (_skip, None) for name in ("latex", "text", "man", "texinfo")}
-    app.add_node(rerun_box, html=(_visit, None), **others)
+def setup(app: Any) -> None:
+    app.setup_extension("_ext.common.nodes")
     app.connect("config-inited", _launch_from_the_tag)
     app.connect("doctree-read", _insert)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -72,8 +72,7 @@ def _write(app: Any, exception: Exception | None) -> None:
         Path(app.outdir, LIST).write_text(json.dumps(found, indent=0), encoding="utf-8")
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.add_js_file("offline.js", loading_method="defer")
     # After all other handlers that write files at the end of the build.
     app.connect("build-finished", _write, priority=950)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,13 +1,20 @@
 """Changes to the HTML of the theme and of Jupyter Book, where no setting exists.
 
-They improve accessibility, which tests/browser/test_access.py checks, and loading times. Thebe,
-which Jupyter Book always loads, is removed: it adds its settings to every page, with duplicate
-`const` declarations if a page is written twice, and refers to a script on another server.
+They improve accessibility, which tests/browser/test_access.py checks, and loading times. The
+scripts of Thebe, which Jupyter Book always loads, are removed: they add settings to every page,
+with duplicate `const` declarations if a page is written twice, and refer to another server.
 """
 
+import re
 from typing import Any
 
 from _ext.common import mending
+
+
+def _plain(match: re.Match[str]) -> str:
+    lines = match[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
+    return f'{match[1]}<div class="sig-arguments">{lines}</div>'
+
 
 # Pattern -> replacement.
 MENDS: dict[str, mending.Replacement] = {
@@ -28,6 +35,9 @@ MENDS: dict[str, mending.Replacement] = {
     r'<(i|span) class="((?:theme-switch )?fa[a-z]?[ -][^"]*)"': (
         r'<\1 aria-hidden="true" class="\2"'
     ),
+    # Sphinx writes multi-line arguments as a definition list without terms, which screen readers
+    # announce as an error.
+    r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>': _plain,
     # The icons are loaded as a font, and again as a script of 1.5 MB on every page.
     r'<script src="[^"]*/fontawesome/[^"]*/all\.min\.js[^"]*"></script>': "",
     # Pages read from a local folder cannot preload fonts.
@@ -36,9 +46,7 @@ MENDS: dict[str, mending.Replacement] = {
 
 
 def _mend_all(app: Any) -> None:
-    templates = getattr(app.builder, "templates", None)
-    if templates is None:  # this builder writes no pages
-        return
+    templates = app.builder.templates
     mend = mending.Mends(MENDS)
     mend.watch(app)
     render = templates.render
@@ -48,19 +56,13 @@ def _mend_all(app: Any) -> None:
 def _without_thebe(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    def unwanted(script: Any) -> bool:
-        attributes = getattr(script, "attributes", {})
-        return "THEBE_JS_URL" in str(attributes.get("body", "")) or "thebe" in str(
-            getattr(script, "filename", script) or ""
-        )
-
-    context["script_files"] = [s for s in context.get("script_files", []) if not unwanted(s)]
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "thebe" not in str(s).lower()]
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.connect("builder-inited", _mend_all)
     # After all extensions that add scripts to a page.
     app.connect("html-page-context", _without_thebe, priority=900)
     app.add_css_file("accessible.css", priority=900)
     app.add_js_file("accessible.js", loading_method="defer")
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -142,9 +142,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-@functools.cache
-def _computer() -> dict[str, Any]:
-    return provenance()
+_computer = functools.cache(provenance)
 
 
 def _origin() -> dict[str, Any]:
@@ -168,9 +166,11 @@ def png(figure: Figure) -> bytes:
     if layout is not None:
         # A second layout would move artists by a pixel.
         figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
-    drawing = carried.take_apart(figure, _NAMES)
-    if layout is not None:
-        figure.set_layout_engine(layout)
+    try:
+        drawing = carried.take_apart(figure, _NAMES)
+    finally:
+        if layout is not None:
+            figure.set_layout_engine(layout)
     return _png([pixels], drawing, _chunks(drawing))
 
 
@@ -205,8 +205,7 @@ def _chunks(drawing: carried.Drawing) -> PngInfo:
 
 
 def _picture(source: bytes | str | Path) -> Image.Image:
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def contents(picture: bytes | str | Path) -> Contents:

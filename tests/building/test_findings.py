@@ -290,17 +290,16 @@ def test_the_box_says_what_to_expect():
     assert "about 40 s and 640 MB, no GPU needed" in box
     assert "<code>PFCORE_PROFILE=full</code> changes nothing here" in box
     assert 'href="../_sources/book/ape.ipynb" download' in box
-    assert "download" not in launch_box.rendered(facts(), None)
-    assert "time not measured" in launch_box.rendered(facts(measured={}), None)
+    assert "time not measured" in launch_box.rendered(facts(measured={}), "ape.ipynb")
 
 
 def test_the_box_says_what_full_means_and_what_was_not_measured():
     page = launch_box.asked(CODE)
-    box = launch_box.rendered(facts(asked=page, seconds=125.0), None)
+    box = launch_box.rendered(facts(asked=page, seconds=125.0), "ape.ipynb")
     assert "%env PFCORE_PROFILE=full" in box and "has not been measured" in box
     assert "computed beforehand, and took 2 min 5 s in all" in box
     sizes = {"mnist-mlp": 900, "digits-mlp": 50, "cifar10-vgg11": 30_000}
-    predicted = launch_box.rendered(facts(asked=page, predicted=sizes), None)
+    predicted = launch_box.rendered(facts(asked=page, predicted=sizes), "ape.ipynb")
     # Those of the page alone: what it names, and what its experiments take in the full profile.
     assert "digits-mlp 50 MB, mnist-mlp 900 MB, which Colab's GPU with 16 GB has" in predicted
     sizes |= {"mnist-mlp": 17_000}
@@ -310,7 +309,7 @@ def test_the_box_says_what_full_means_and_what_was_not_measured():
     full = {"seconds": 600, "peak_mb": 9000, "machine": "1 GPU"}
     both = facts().measured | {"full": full}
     assert "That took 10 min and 9.0 GB on 1 GPU." in launch_box.rendered(
-        facts(asked=page, measured=both), None
+        facts(asked=page, measured=both), "ape.ipynb"
     )
 
 

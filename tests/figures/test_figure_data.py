@@ -189,6 +189,40 @@ def test_lines_are_named_by_the_text_in_their_color_or_else_by_their_axis():
     ]
 
 
+def test_an_area_takes_the_name_of_its_own_color_not_of_a_black_line():
+    """Its edge is transparent, not black."""
+    fig, ax = plt.subplots()
+    ax.plot(X, X, color="k", label="bound")
+    ax.fill_between(X, X, color="#123456", label="range")
+    ax.axvspan(0.2, 0.4, facecolor="#aa0000")
+    ax.axvspan(0.5, 0.6, facecolor="#123456", edgecolor="none")
+    ax.legend()
+    csv = figures.contents(figures.png(fig)).csv
+    plt.close(fig)
+    rows = [line.split(",")[1] for line in csv.splitlines() if not line.startswith("#")]
+    assert list(dict.fromkeys(rows[1:])) == ["range", "area", "range (2)", "bound"]
+
+
+def test_a_line_separator_of_unicode_is_text():
+    end = "\u2028"
+    fig, ax = plt.subplots()
+    ax.plot(X, X, label=f"a{end}b")
+    ax.text(0, 0, f"c{end}d")
+    csv = figures.contents(figures.png(fig)).csv
+    plt.close(fig)
+    assert figures.redraw(csv).axes[0].texts[0].get_text() == f"c{end}d"
+
+
+def test_a_figure_that_is_refused_keeps_its_layout():
+    fig, ax = plt.subplots(layout="constrained")
+    ax.annotate("no arrows", (0, 0), (1, 1), arrowprops={"arrowstyle": "->"})
+    before = fig.get_layout_engine()
+    with pytest.raises(TypeError, match="arrows"):
+        figures.png(fig)
+    assert fig.get_layout_engine() is before
+    plt.close(fig)
+
+
 def test_a_file_is_enough(tmp_path):
     """A fresh process, in a folder that holds the file and nothing else."""
     with mpl.rc_context():

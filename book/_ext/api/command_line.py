@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -46,14 +45,14 @@ class CommandLine(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         (_, whole), *commands = documented().items()
-        return _parsed(self, whole) + [self._section(*command) for command in commands]
+        return self.parse_text_to_nodes(whole) + [self._section(*command) for command in commands]
 
     def _section(self, name: str, text: str) -> nodes.section:
         section = nodes.section("", nodes.title("", "", nodes.literal("", name)))
         section["ids"] = [nodes.make_id(name)]
         section["names"] = [nodes.fully_normalize_name(name)]
         self.state.document.note_implicit_target(section, section)
-        section += _parsed(self, text)
+        section += self.parse_text_to_nodes(text)
         return section
 
 
@@ -65,18 +64,9 @@ class CommandOutput(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         output = printed(self.arguments[0])
-        return _parsed(self, f"```console\n$ pfcore {self.arguments[0]}\n{output}```")
+        return self.parse_text_to_nodes(f"```console\n$ pfcore {self.arguments[0]}\n{output}```")
 
 
-def _parsed(directive: SphinxDirective, markdown: str) -> list[nodes.Node]:
-    """Parse Markdown text as part of the page."""
-    holder = nodes.Element()
-    lines = StringList(markdown.splitlines(), source=directive.env.docname)
-    directive.state.nested_parse(lines, directive.content_offset, holder)
-    return holder.children
-
-
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.add_directive("command-line", CommandLine)
     app.add_directive("command-output", CommandOutput)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -20,11 +20,11 @@ from sphinx import addnodes
 from sphinx.domains.python import PyObject
 from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import ReferenceRole, SphinxDirective
 from sphinx.util.inspect import stringify_signature
 
-from _ext.common import mending
-from _ext.common.nodes import reference
+from _ext.common.nodes import page_link, reference
+from _ext.common.text import revision
 
 MARKUP = re.compile(
     r"\$\$(?P<display>.+?)\$\$"
@@ -142,29 +142,6 @@ def _field(field: dataclasses.Field[Any]) -> str:
     return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}=..."
 
 
-# Sphinx writes multi-line arguments as a definition list without terms, which screen readers
-# announce as an error.
-ARGUMENTS = r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>'
-
-
-def _plain(match: re.Match[str]) -> str:
-    lines = match[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
-    return f'{match[1]}<div class="sig-arguments">{lines}</div>'
-
-
-def _plain_arguments(app: Any) -> None:
-    mend = mending.Mends({ARGUMENTS: _plain})
-    mend.watch(app)
-
-    def replace(
-        app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
-    ) -> None:
-        if "body" in context:
-            context["body"] = mend(context["body"])
-
-    app.connect("html-page-context", replace)
-
-
 # ---- names in backticks
 
 
@@ -172,17 +149,11 @@ class api_name(nodes.Inline, nodes.TextElement):
     """A name that may have an API entry; `entry` is the object whose docstring contains it."""
 
 
-def _api_role(
-    name: str,
-    rawtext: str,
-    text: str,
-    lineno: int,
-    inliner: Any,
-    options: Any = None,
-    content: Any = (),
-) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-    shown, _, entry = text.partition(" <")
-    return [api_name(rawtext, shown, entry=entry.rstrip(">"))], []
+class ApiRole(ReferenceRole):
+    """`shown <entry>`: a name, and the object whose docstring contains it."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        return [api_name(self.rawtext, self.title, entry=self.target)], []
 
 
 def _entries(env: Any) -> dict[str, Any]:
@@ -202,7 +173,7 @@ class Links(SphinxPostTransform):
             if target is None:
                 node.replace_self(nodes.literal("", shown))
             else:
-                node.replace_self(_to_entry(target, shown, self.env.docname))
+                node.replace_self(_to_entry(target, shown))
 
     def _target(self, shown: str, entry: str) -> str | None:
         """The full name of the entry: in an enclosing scope, as given, or by its unique class."""
@@ -242,10 +213,7 @@ class Overviews(SphinxPostTransform):
         for node in list(self.document.findall(api_overview)):
             listed = nodes.definition_list("", classes=["api-overview"])
             for page in node["pages"]:
-                title = nodes.inline("", self.env.titles[page].astext())
-                item = nodes.definition_list_item(
-                    "", nodes.term("", "", reference("std:doc", f"/{page}", title, warn=False))
-                )
+                item = nodes.definition_list_item("", nodes.term("", "", page_link(page)))
                 item += nodes.definition("", nodes.paragraph("", "", *self._entries(page)))
                 listed += item
             node.replace_self(listed)
@@ -262,12 +230,12 @@ class Overviews(SphinxPostTransform):
         for name in names:
             *_, module, end = name.split(".")
             alone = ends[end] == 1 or f"pfcore.{module}.{end}" == name
-            yield _to_entry(name, end if alone else f"{module}.{end}", self.env.docname)
+            yield _to_entry(name, end if alone else f"{module}.{end}")
             yield nodes.Text(" ")
 
 
-def _to_entry(name: str, shown: str, docname: str) -> addnodes.pending_xref:
-    return reference("py:obj", name, nodes.literal("", shown), docname=docname, warn=False)
+def _to_entry(name: str, shown: str) -> addnodes.pending_xref:
+    return reference("py:obj", name, nodes.literal("", shown), warn=False)
 
 
 # ---- links to the source
@@ -299,7 +267,7 @@ def source_of(repository: str, domain: str, info: dict[str, str]) -> str | None:
         return None
     path = file.relative_to(root).as_posix()
     where = f"L{first}-L{first + len(lines) - 1}"
-    return f"{repository}/blob/v{pfcore.__version__}/{path}#{where}"
+    return f"{repository}/blob/{revision()}/{path}#{where}"
 
 
 def _call_attributes_fields() -> None:
@@ -314,18 +282,16 @@ def _link_sources(app: Any, config: Any) -> None:
     config.linkcode_resolve = functools.partial(source_of, repository)
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     _call_attributes_fields()
     app.connect("config-inited", _link_sources)
     app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
     app.connect("autodoc-process-signature", _call_of)
     app.connect("autodoc-skip-member", _skip)
-    _plain_arguments(app)
     app.add_node(api_name)
-    app.add_role("api", _api_role)
+    app.add_role("api", ApiRole())
     app.add_post_transform(Links)
     app.add_node(api_overview)
     app.add_directive("api-overview", Overview)
     app.add_post_transform(Overviews)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

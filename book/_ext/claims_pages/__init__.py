@@ -11,11 +11,10 @@ from _ext.claims_pages.report import ReportClaims, ReportCounts, ReportRecords, 
 from _ext.claims_pages.summary import ClaimsSummary
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.setup_extension("_ext.common.nodes")
     app.add_directive("claims-summary", ClaimsSummary)
     app.add_directive("report-counts", ReportCounts)
     app.add_directive("report-claims", ReportClaims)
     app.add_directive("report-records", ReportRecords)
     app.add_directive("report-times", ReportTimes)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -61,7 +61,6 @@ class ReportClaims(Generated):
         ]
 
     def _chapter(self, notebook: str, claims: list[Claim]) -> to.element:
-        docname = self.env.docname
         held = text.listed(verdict_counts(claim.verdict for claim in claims))
         head = to.make("tr", *(to.make("th", c, scope="col") for c in COLUMNS), role="row")
         table = to.make(
@@ -73,7 +72,7 @@ class ReportClaims(Generated):
         )
         return to.make(
             "section",
-            to.make("p", to.page_link(docname, self.page(notebook)), class_="report-chapter"),
+            to.make("p", to.page_link(self.page(notebook)), class_="report-chapter"),
             to.make("details", to.make("summary", held, class_="report-held"), table, open=None),
             class_="report-group",
         )
@@ -86,7 +85,7 @@ class ReportClaims(Generated):
             claim.tolerance,
             rerun_within(claim),
             signs.verdict_word(claim.verdict),
-            to.figure_link(self.env.docname, claim.figure),
+            to.figure_link(claim.figure),
         ]
         return to.make(
             "tr",
@@ -156,7 +155,7 @@ class ReportRecords(Generated):
             ("Folder", [to.code(f"book/records/{record.name}")]),
         ]
         if pages:
-            links = [to.page_link(self.env.docname, self.page(page)) for page in pages]
+            links = [to.page_link(self.page(page)) for page in pages]
             entries.insert(0, ("Shown in", to.joined(links)))
         terms = [
             node for name, value in entries for node in (to.make("dt", name), to.make("dd", *value))
@@ -241,7 +240,7 @@ class ReportTimes(Generated):
         rows = [
             to.make(
                 "tr",
-                to.make("th", to.page_link(self.env.docname, self.page(notebook)), scope="row"),
+                to.make("th", to.page_link(self.page(notebook)), scope="row"),
                 *(to.make("td", cell) for cell in time_cells(times[notebook])),
             )
             for notebook in dict.fromkeys(order)

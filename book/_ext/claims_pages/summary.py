@@ -39,11 +39,10 @@ class ClaimsSummary(Generated):
 
     def _sentences(self) -> dict[str, list[nodes.Node]]:
         """The body's definition list: ids -> sentence."""
-        body = nodes.Element()
-        self.state.nested_parse(self.content, self.content_offset, body)
         return {
             item[0].astext(): list(item[1][0].children)
-            for item in body.findall(nodes.definition_list_item)
+            for node in self.parse_content_to_nodes()
+            for item in node.findall(nodes.definition_list_item)
         }
 
     def _list(self, claims: dict[str, Parts], sentences: dict[str, list[nodes.Node]]) -> to.element:
@@ -53,12 +52,11 @@ class ClaimsSummary(Generated):
     def _item(self, id: str, parts: Parts, sentence: list[nodes.Node]) -> to.element:
         verdict = combined(claim for _, claim in parts)
         notebook, first = parts[0]
-        docname = self.env.docname
         where = to.make(
             "span",
-            to.figure_link(docname, first.figure),
+            to.figure_link(first.figure),
             ", ",
-            to.page_link(docname, self.page(notebook)),
+            to.page_link(self.page(notebook)),
             class_="finding-where",
         )
         return to.make(
@@ -86,7 +84,7 @@ class ClaimsSummary(Generated):
                 f"{claim.statement}: ",
                 to.make("b", text.number(claim.number)),
                 f", asked {claim.tolerance} (",
-                to.figure_link(self.env.docname, claim.figure),
+                to.figure_link(claim.figure),
                 ")",
             ),
         )

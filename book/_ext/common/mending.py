@@ -47,9 +47,8 @@ class Mends:
             written.add(pagename)
 
         def finish(app: Any, exception: Exception | None) -> None:
-            # Parallel writer processes do not share their matches.
-            whole = app.parallel < 2 and written >= set(app.env.found_docs)
-            if exception is None and app.builder.name == "html" and whole:
+            whole = written >= set(app.env.found_docs)
+            if exception is None and whole:
                 for pattern in self.unmatched:
                     logger.warning("a pattern to be replaced matches no page: %s", pattern)
 

@@ -29,40 +29,32 @@ def make(tag: str, *children: nodes.Node | str, **attributes: str | None) -> ele
     return made
 
 
-def code(text: str, *classes: str) -> nodes.literal:
+class page_html(nodes.General, nodes.Element):
+    """HTML that is not part of the search index."""
+
+
+def code(text: str) -> nodes.literal:
     """Text set as code."""
-    return nodes.literal("", text, classes=["to-the-letter", *classes])
+    return nodes.literal("", text, classes=["to-the-letter"])
 
 
-def page_link(docname: str, page: str, text: str | None = None) -> addnodes.pending_xref:
-    """A link to a page, shown as its title or a given text; Sphinx warns if the page is missing.
-
-    Args:
-      docname: the page that contains the link.
-      page: the target.
-      text: the text, by default the title.
-    """
-    return _titled(docname, "doc", "/" + page, text)
+def page_link(page: str) -> addnodes.pending_xref:
+    """A link to a page, shown as its title; Sphinx warns if the page is missing."""
+    return _titled("doc", "/" + page)
 
 
-def figure_link(docname: str, anchor: str) -> addnodes.pending_xref:
+def figure_link(anchor: str) -> addnodes.pending_xref:
     """A link to a figure, shown as "Fig. 3"; Sphinx warns if the figure is missing."""
-    return _titled(docname, "numref", anchor, None)
+    return _titled("numref", anchor)
 
 
-def _titled(docname: str, kind: str, target: str, text: str | None) -> addnodes.pending_xref:
-    shown = nodes.inline("", text or target, classes=["std", f"std-{kind}"])
-    return reference(f"std:{kind}", target, shown, docname=docname, explicit=text is not None)
+def _titled(kind: str, target: str) -> addnodes.pending_xref:
+    shown = nodes.inline("", target, classes=["std", f"std-{kind}"])
+    return reference(f"std:{kind}", target, shown, explicit=False)
 
 
 def reference(
-    role: str,
-    target: str,
-    shown: nodes.Node,
-    *,
-    docname: str | None = None,
-    explicit: bool = True,
-    warn: bool = True,
+    role: str, target: str, shown: nodes.Node, *, explicit: bool = True, warn: bool = True
 ) -> addnodes.pending_xref:
     """A link that Sphinx resolves once all pages are read.
 
@@ -70,12 +62,11 @@ def reference(
       role: the role, such as "std:doc" or "py:obj".
       target: the target.
       shown: the content of the link.
-      docname: the page that contains it, if it cannot be inferred.
       explicit: keep `shown` in place of the target's title or number.
       warn: whether to warn if the target is missing.
     """
     domain, kind = role.split(":")
-    link = addnodes.pending_xref(
+    return addnodes.pending_xref(
         "",
         shown,
         refdomain=domain,
@@ -84,9 +75,6 @@ def reference(
         refexplicit=explicit,
         refwarn=warn,
     )
-    if docname is not None:
-        link["refdoc"] = docname
-    return link
 
 
 def joined(items: Iterable[Any], between: str = ", ", last: str | None = None) -> list[Any]:
@@ -118,11 +106,11 @@ def _depart(self: Any, node: element) -> None:
     self.body.append(f"</{node['tag']}>")
 
 
-def _pass(self: Any, node: element) -> None:
-    pass
+def _visit_html(self: Any, node: page_html) -> None:
+    self.body.append(node["html"])
+    raise nodes.SkipNode
 
 
-def setup(app: Any) -> dict[str, Any]:
-    others = {name: (_pass, _pass) for name in ("latex", "text", "man", "texinfo")}
-    app.add_node(element, html=(_visit, _depart), **others)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+def setup(app: Any) -> None:
+    app.add_node(element, html=(_visit, _depart))
+    app.add_node(page_html, html=(_visit_html, None))

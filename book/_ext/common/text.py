@@ -1,8 +1,15 @@
 """Numbers, times and lists as text."""
 
+import re
 from typing import Any
 
+import pfcore
 from pfcore.runs.durations import duration
+
+
+def revision(version: str = pfcore.__version__) -> str:
+    """The tag of a released version, else the branch."""
+    return f"v{version}" if re.fullmatch(r"\d+(\.\d+)*", version) else "main"
 
 
 def listed(items: list[str]) -> str:
@@ -32,6 +39,6 @@ def expectation(measured: dict[str, Any]) -> str:
     return seconds if peak is None else f"{seconds} and {megabytes(peak)}"
 
 
-def count(amount: int, one: str, many: str | None = None) -> str:
+def count(amount: int, one: str) -> str:
     """A count with its noun, such as "1 record" or "1,200 records"."""
-    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
+    return f"{amount:,} {one}{'s' * (amount != 1)}"

@@ -5,8 +5,6 @@ figure is redrawn from these data alone. The drawing must look like the stored p
 published with the data in `figures/`, under names that do not change when the figure moves to
 another page. A figure without data, or one that differs from its drawing, is a warning, and
 warnings are fatal.
-
-The single page that becomes the PDF is not changed.
 """
 
 import hashlib
@@ -25,7 +23,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
-from _ext.figures.drawings import WRITTEN, Drawings, drawing_version
+from _ext.common.nodes import page_html
+from _ext.figures.drawings import WRITTEN, Drawings
 from _ext.figures.texts import (
     Book,
     Figure,
@@ -40,7 +39,6 @@ from pfcore import figures
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = ("html", "dirhtml")
 FOLDER = "figures"
 PAPER = "rosca2023continuous"
 # A drawing may differ from the stored picture in this share of its pixels, since edges of glyphs
@@ -53,10 +51,6 @@ MAX_DIFFERENCE = 0.002
 
 class picture(nodes.image):
     """A figure's picture, in light and in dark; still an image, so that Sphinx copies its file."""
-
-
-class page_html(nodes.General, nodes.Element):
-    """HTML that is not part of the search index."""
 
 
 class all_figures(nodes.General, nodes.Element):
@@ -75,18 +69,11 @@ def _visit_picture(self: Any, node: picture) -> None:
     raise nodes.SkipNode
 
 
-def _visit_html(self: Any, node: page_html) -> None:
-    self.body.append(node["html"])
-
-
-def _leave(self: Any, node: nodes.Element) -> None:
-    pass
-
-
 class AllFigures(SphinxDirective):
     """`{all-figures}`: a gallery of every named figure of the book."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
         return [all_figures()]
 
 
@@ -124,10 +111,6 @@ def _text(node: nodes.Node) -> str:
     return "".join(_text(child) for child in node.children)
 
 
-def _caption(figure: nodes.figure) -> nodes.Element:
-    return next(iter(figure.findall(nodes.caption)), nodes.caption())
-
-
 def _cell(figure: nodes.figure) -> nodes.Element | None:
     """The code cell that draws a figure."""
     node = figure.parent
@@ -161,6 +144,7 @@ def _read_figure(
 ) -> Figure | None:
     """A figure with its data; None, with a warning, if it is not complete."""
     name = node["ids"][0]
+    caption = next(iter(node.findall(nodes.caption)), nodes.caption())
     path = Path(app.srcdir, image["candidates"].get("*", image["uri"]))
     cell = _cell(node)
     drawn_by: tuple[str, str] | None
@@ -179,7 +163,7 @@ def _read_figure(
         return None
     try:
         carried = figures.contents(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         logger.warning("figure %s: %s", name, error, location=node, type="figure_files")
         return None
     with Image.open(path) as opened:
@@ -189,7 +173,7 @@ def _read_figure(
         page=docname,
         page_title=title,
         source=drawn_by[0],
-        caption=" ".join(_text(_caption(node)).split()),
+        caption=" ".join(_text(caption).split()),
         alt=image.get("alt", ""),
         image=str(image["candidates"].get("*", image["uri"])),
         size=size,
@@ -200,26 +184,6 @@ def _read_figure(
 
 
 # ---- building
-
-
-def _wanted(app: Any) -> bool:
-    return app.builder.name in BUILDERS
-
-
-def _start(app: Any) -> None:
-    if _wanted(app):
-        app.figure_drawings = Drawings(Path(app.doctreedir).parent / "drawings")
-
-
-def _outdated(app: Any, env: Any, added: set, changed: set, removed: set) -> list[str]:
-    """Pages whose figures have to be redrawn."""
-    current = drawing_version()
-    before, env.figure_files_version = getattr(env, "figure_files_version", current), current
-    return [] if before == current else [page for page, found in _found(env).items() if found]
-
-
-def _forget(app: Any, env: Any, docname: str) -> None:
-    _found(env).pop(docname, None)
 
 
 def _read_page(app: Any, doctree: nodes.document) -> None:
@@ -237,20 +201,11 @@ def _read_page(app: Any, doctree: nodes.document) -> None:
         for source in () if cell is None else cell.children:
             if source.get("nb_element") == "cell_code_source":
                 source["ids"].append(f"code-{figure.name}")
-        if _wanted(app):
-            app.figure_drawings.begin(Path(app.srcdir, figure.image))
+        app.figure_drawings.begin(Path(app.srcdir, figure.image))
     _found(app.env)[docname] = read
-    known: set[str] = getattr(app.env, "figure_galleries", set()) - {docname}
-    app.env.figure_galleries = known | ({docname} if any(doctree.findall(all_figures)) else set())
-
-
-def _galleries(app: Any, env: Any) -> list[str]:
-    """Pages that are always rewritten: those with a gallery of all figures."""
-    pages = list(getattr(env, "figure_galleries", ()))
-    for page in pages:
-        # Their formulas are inserted with the captions, after Sphinx has searched for formulas.
-        env.get_domain("math").data["has_equations"][page] = True
-    return pages
+    if any(doctree.findall(all_figures)):
+        # Its formulas are inserted with the captions, after Sphinx has searched for formulas.
+        app.env.get_domain("math").data["has_equations"][docname] = True
 
 
 def _book(app: Any) -> Book:
@@ -284,26 +239,25 @@ def _picture(figure: Figure, files: str) -> picture:
 def _resolve_page(app: Any, doctree: nodes.document, docname: str) -> None:
     """Add dark pictures and lines to the page's figures, and insert galleries."""
     known = {figure.name: figure for figure in _found(app.env).get(docname, [])}
-    if _wanted(app):
-        files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
-        book = _book(app)
-        for node, image in list(_named_pictures(doctree)):
-            figure = known.get(node["ids"][0])
-            if figure is not None:
-                image.replace_self(_picture(figure, files))
-                at = node.parent.index(node) + 1
-                node.parent.insert(at, page_html(html=files_line(figure, book, files)))
+    files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
+    book = _book(app)
+    for node, image in list(_named_pictures(doctree)):
+        figure = known.get(node["ids"][0])
+        if figure is not None:
+            image.replace_self(_picture(figure, files))
+            at = node.parent.index(node) + 1
+            node.parent.insert(at, page_html(html=files_line(figure, book, files)))
     for place in list(doctree.findall(all_figures)):
         place.replace_self(_gallery(app, docname))
 
 
 def _publish(app: Any) -> Iterator[Any]:
     """Write the files of every figure; called when all pages are written."""
-    if not _wanted(app):
-        return
     book = _book(app)
     folder = Path(app.outdir, FOLDER)
     folder.mkdir(exist_ok=True)
+    for figure in _in_order(app.env):  # those of pages that were not read again
+        app.figure_drawings.begin(Path(app.srcdir, figure.image))
     published = set()
     for figure in _in_order(app.env):
         location = figure.page
@@ -338,8 +292,7 @@ def _publish(app: Any) -> Iterator[Any]:
 
 
 def _end(app: Any, error: Exception | None) -> None:
-    if _wanted(app) and hasattr(app, "figure_drawings"):
-        app.figure_drawings.close()
+    app.figure_drawings.close(complete=error is None)
 
 
 # ---- the gallery
@@ -361,16 +314,10 @@ def _label(app: Any, figure: Figure) -> str:
     return app.config.numfig_format["figure"] % ".".join(map(str, number))
 
 
-def _list_item(app: Any, figure: Figure, there: str) -> nodes.paragraph:
-    """A line for a single-page document."""
-    link = nodes.reference("", _label(app, figure), internal=True, refuri=there)
-    return nodes.paragraph("", "", link, nodes.Text(" "), *_with_math(figure.title))
-
-
 def _card(app: Any, figure: Figure, there: str, files: str) -> list[nodes.Node]:
-    caption = nodes.paragraph(classes=["gallery-caption"])
-    caption += nodes.reference("", _label(app, figure), internal=True, refuri=there)
-    caption += [nodes.Text(" "), *_with_math(figure.title)]
+    link = nodes.reference("", _label(app, figure), internal=True, refuri=there)
+    text = [link, nodes.Text(" "), *_with_math(figure.title)]
+    caption = nodes.paragraph("", "", *text, classes=["gallery-caption"])
     # The text beside it is the same link, for keyboards and screen readers.
     opening = f'<div class="gallery-card"><a href="{there}" tabindex="-1" aria-hidden="true">'
     return [
@@ -383,15 +330,12 @@ def _card(app: Any, figure: Figure, there: str, files: str) -> list[nodes.Node]:
 
 
 def _gallery(app: Any, docname: str) -> list[nodes.Node]:
-    """Cards, grouped by page; lines in a single-page document."""
+    """Cards, grouped by page."""
     files = relative_uri(app.builder.get_target_uri(docname), FOLDER)
     made: list[nodes.Node] = []
     for page, found in groupby(_in_order(app.env), lambda figure: figure.page):
         address = app.builder.get_relative_uri(docname, page)
         group = list(found)
-        if not _wanted(app):
-            made += [_list_item(app, f, f"{address}#{f.name}") for f in group]
-            continue
         title = escape(group[0].page_title)
         made.append(
             page_html(
@@ -405,19 +349,15 @@ def _gallery(app: Any, docname: str) -> list[nodes.Node]:
     return made
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(app: Any) -> None:
     app.add_config_value("figure_scripts", {}, "env", dict)
     app.add_directive("all-figures", AllFigures)
-    app.add_node(picture, html=(_visit_picture, _leave))
-    app.add_node(page_html, html=(_visit_html, _leave))
+    app.setup_extension("_ext.common.nodes")
+    app.add_node(picture, html=(_visit_picture, None))
     app.add_node(all_figures)
-    app.connect("builder-inited", _start)
-    app.connect("env-get-outdated", _outdated)
-    app.connect("env-purge-doc", _forget)
+    app.figure_drawings = Drawings(Path(app.doctreedir).parent / "drawings")
     app.connect("doctree-read", _read_page)
-    app.connect("env-updated", _galleries)
     # After the builder's assets are chosen, before pages are written.
     app.connect("doctree-resolved", _resolve_page)
     app.connect("html-collect-pages", _publish)
     app.connect("build-finished", _end)
-    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -118,10 +118,10 @@ class Drawings:
         stored = json.loads((place / _DONE).read_text(encoding="utf-8"))
         return Drawn(place, stored["difference"])
 
-    def close(self) -> None:
-        """End the processes, and delete drawings that this build did not use."""
+    def close(self, *, complete: bool) -> None:
+        """End the processes; after a complete build, delete drawings that it did not use."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         for place in self._folder.glob("*"):
-            if place not in self._begun:
+            if complete and place not in self._begun:
                 shutil.rmtree(place, ignore_errors=True)

@@ -9,6 +9,8 @@ import re
 from html import escape
 from typing import Any, NamedTuple
 
+from _ext.common.text import revision
+
 
 class Book(NamedTuple):
     """Data shared by all figures of a build.
@@ -32,11 +34,6 @@ class Book(NamedTuple):
     address: str
     repository: str
     paper: str
-
-    @property
-    def tag(self) -> str:
-        """The git tag of this version."""
-        return f"v{self.version}"
 
 
 class Figure(NamedTuple):
@@ -77,15 +74,9 @@ class Figure(NamedTuple):
     def code_sha256(self) -> str:
         return hashlib.sha256(self.code.encode()).hexdigest()
 
-    @property
-    def in_notebook(self) -> bool:
-        """Whether a cell of the page draws it, rather than a script."""
-        return self.source.endswith(".ipynb")
 
-
-# The end of a sentence: a full stop, a space, and a capital, digit or formula.
-SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z0-9“$\\])")
-_MATH = re.compile(r"\$[^$]*\$")
+# Up to a full stop outside of formulas, before a space and a capital, digit or formula.
+SENTENCE = re.compile(r"(?:\$[^$]*\$|[^$])+?[.!?](?=\s+[A-Z0-9“$\\])", re.DOTALL)
 
 
 def first_sentence(text: str) -> str:
@@ -95,9 +86,8 @@ def first_sentence(text: str) -> str:
       >>> first_sentence("At $h = 0.5$ all agree. Elsewhere, none do.")
       'At $h = 0.5$ all agree.'
     """
-    masked = _MATH.sub(lambda found: "$" + "x" * (len(found[0]) - 2) + "$", text)
-    end = SENTENCE_END.search(masked)
-    return text[: end.end()] if end else text
+    found = SENTENCE.match(text)
+    return found[0] if found else text
 
 
 # ---- addresses
@@ -110,7 +100,7 @@ def stable_address(figure: Figure, book: Book) -> str:
 
 def code_address(figure: Figure, book: Book) -> str:
     """The source that draws the figure, at the tag of this version."""
-    return f"{book.repository}/blob/{book.tag}/{figure.source}"
+    return f"{book.repository}/blob/{revision(book.version)}/{figure.source}"
 
 
 def redirect_page(figure: Figure, book: Book) -> str:
@@ -353,7 +343,7 @@ def files_line(figure: Figure, book: Book, files: str) -> str:
     It works without scripts, since the boxes are `details` elements.
     """
     name = figure.name
-    code = f"#code-{name}" if figure.in_notebook else code_address(figure, book)
+    code = f"#code-{name}" if figure.source.endswith(".ipynb") else code_address(figure, book)
     boxes = [
         ("provenance", provenance_box(figure, book, files)),
         ("cite", cite_box(figure, book, files)),

@@ -20,7 +20,6 @@ _MEANING = {
     "z": "third coordinate, likewise",
     "value": "an image's value at (x, y), or its colour as rrggbb",
 }
-_NUMERIC = ("piece", "x", "y", "z")
 
 
 def _one_line(text: str) -> str:
@@ -90,9 +89,7 @@ def to_csv(drawing: Drawing, *, program: str) -> str:
       drawing: the parts.
       program: the program that redraws the figure, named in the header.
     """
-    used = [
-        n for n in ("piece", "x", "y", "z", "value") if any(n in p.columns for p in drawing.parts)
-    ]
+    used = [name for name in list(_MEANING)[2:] if any(name in p.columns for p in drawing.parts)]
     columns = ["panel", "series", *used]
     look = {
         "page": drawing.page,
@@ -126,7 +123,7 @@ def from_csv(source: str | Path) -> Drawing:
         text, origin = Path(source).read_text(encoding="utf-8"), f"{str(source)!r}"
     else:
         text, origin = source, "this text"
-    lines = text.splitlines()
+    lines = text.rstrip("\n").split("\n")  # not at every kind of line end in Unicode
     looks = [line for line in lines if line.startswith(_LOOK)]
     if len(looks) != 1:
         raise ValueError(f"{origin} is not a figure's data: no line begins with {_LOOK!r}")
@@ -147,19 +144,15 @@ def from_csv(source: str | Path) -> Drawing:
                 f"{origin}: rows {begin} to {end} should be those of {found['series']!r} in panel "
                 f"{found['panel']}; were rows removed, added or reordered?"
             )
+        # An image without a colour map holds the colours themselves.
+        kinds = {} if "colors" in found["look"] else {"value": str}
         table = dict(zip(columns, zip(*mine, strict=True), strict=True))
-        texts = {name: table[name] for name in found["columns"]}
         parts.append(
             Part(
                 found["panel"],
                 found["series"],
                 found["kind"],
-                {
-                    name: np.array(cells, float)
-                    if name in _NUMERIC or "colors" in found["look"]
-                    else np.array(cells)
-                    for name, cells in texts.items()
-                },
+                {name: np.array(table[name], kinds.get(name, float)) for name in found["columns"]},
                 found["look"],
             )
         )

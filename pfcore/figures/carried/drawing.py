@@ -46,24 +46,21 @@ class Drawing(NamedTuple):
 
 def rounded(value: Any, digits: int = 6) -> Any:
     """Plain numbers, lists and strings, rounded to few digits."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, list | tuple):
         return [rounded(item, digits) for item in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(f"{float(value):.{digits}g}")
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
     return value
 
 
 def hex_color(color: Any, opacity: float | None = None) -> str:
     """ "#rrggbb", with two more digits if it is not opaque."""
-    red, green, blue, alpha = colors.to_rgba(color)
-    alpha = alpha if opacity is None else opacity
-    return colors.to_hex((red, green, blue, alpha), keep_alpha=alpha < 1)
+    rgba = colors.to_rgba(color, opacity)
+    return colors.to_hex(rgba, keep_alpha=rgba[3] < 1)
 
 
 def join(frames: Sequence[Drawing], milliseconds: int) -> Drawing:

@@ -8,7 +8,6 @@ from matplotlib import colors, patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.path import Path
 from matplotlib.scale import SymmetricalLogTransform
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 from matplotlib.transforms import Transform
 from mpl_toolkits.mplot3d import Axes3D, art3d
 
@@ -103,24 +102,19 @@ def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]
     if isinstance(artist, art3d.Poly3DCollection):
         points = np.asarray(artist._faces, float)
         pieces = [face[np.all(np.isfinite(face), axis=1)] for face in points]
-        faces = artist._facecolor3d
-        edges = artist._edgecolor3d
+        faces, edges = artist._facecolor3d, artist._edgecolor3d
+        owners = list(range(len(pieces)))
     else:
         pieces, owners = [], []
         for i, path in enumerate(artist.get_paths()):
             parts = _subpaths(path)
             pieces += parts
             owners += [i] * len(parts)
-        faces = [_cycled(faces, i, (0, 0, 0, 0)) for i in owners]
-        edges = [_cycled(edges, i, (0, 0, 0, 0)) for i in owners]
-        widths = [_cycled(widths, i, 0) for i in owners]
-        styles = [_cycled(styles, i, (0, None)) for i in owners]
     kept = [i for i, piece in enumerate(pieces) if len(piece)]
-    number = len(kept)
 
     def each(values: Any, convert: Any, default: Any) -> Any:
         """One value if all pieces share it, else a list."""
-        converted = [convert(_cycled(values, i, default)) for i in kept]
+        converted = [convert(_cycled(values, owners[i], default)) for i in kept]
         same = converted and all(item == converted[0] for item in converted)
         return converted[0] if same else converted
 
@@ -130,7 +124,7 @@ def _collection(artist: Any) -> tuple[str, dict[str, np.ndarray], dict[str, Any]
         "width": each(widths, float, 0),
     }
     dashes = each(styles, lambda s: None if s[1] is None else [s[0], list(s[1])], (0, None))
-    if dashes is not None and number:
+    if dashes:
         look["dashes"] = dashes
     filled = isinstance(artist, PolyCollection) or look["face"] not in ("#00000000", [])
     surface = isinstance(artist, art3d.Poly3DCollection)
@@ -242,8 +236,9 @@ def _series(
         return f"at y = {part['y'][0]:g}"
     if kind == "line" and look["coordinates"] == COORDINATES[1] and len(part["x"]) == 2:
         return f"at x = {part['x'][0]:g}"
-    color = look.get("color") or look.get("edge") or ""
-    return (names.get(color[:7].lower()) if isinstance(color, str) else None) or kind
+    shown = (look.get(key) for key in ("color", "edge", "face"))
+    color = next((c for c in shown if isinstance(c, str) and c and not c.endswith("00", 7)), "")
+    return names.get(color[:7].lower()) or kind
 
 
 def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
@@ -253,10 +248,8 @@ def _place(transform: Transform, point: Any, figure: Figure) -> list[float]:
 
 def _text(text: Any, figure: Any) -> dict[str, Any]:
     """A text and its position on the figure."""
-    if isinstance(text, Annotation):
-        text.update_positions(figure.canvas.get_renderer())
-        if text.arrow_patch is not None:
-            raise TypeError("a figure that carries its data has no arrows")
+    if getattr(text, "arrow_patch", None) is not None:
+        raise TypeError("a figure that carries its data has no arrows")
     found: dict[str, Any] = {
         "text": text.get_text(),
         "at": _place(text.get_transform(), text.get_unitless_position(), figure),
@@ -335,20 +328,18 @@ def _ticks(axis: Axis) -> dict[str, Any]:
     low, high = sorted(axis.get_view_interval())
     room = 1e-9 * (high - low)
 
-    def inside(places: Any) -> np.ndarray:
-        return np.array([low - room <= place <= high + room for place in places], bool)
+    def inside(places: Any, labels: Any) -> tuple[np.ndarray, list[str]]:
+        places = np.asarray(places, float)
+        kept = (low - room <= places) & (places <= high + room)
+        return places[kept], [t.get_text() for t, k in zip(labels, kept, strict=False) if k]
 
-    labels = axis.get_majorticklabels()
-    places = np.asarray(axis.get_majorticklocs(), float)
-    kept = inside(places)
-    minor_labels = axis.get_minorticklabels()
-    minor = np.asarray(axis.get_minorticklocs(), float)
-    minor_kept = inside(minor)
+    at, labels = inside(axis.get_majorticklocs(), axis.get_majorticklabels())
+    minor, written = inside(axis.get_minorticklocs(), axis.get_minorticklabels())
     tick = axis.get_major_ticks(1)[0]
     found: dict[str, Any] = {
-        "at": places[kept],
-        "labels": [t.get_text() for t, k in zip(labels, kept, strict=False) if k],
-        "minor": minor[minor_kept],
+        "at": at,
+        "labels": labels,
+        "minor": minor,
         "shown": [tick.label1.get_visible(), tick.label2.get_visible()],
         "marks": [tick.tick1line.get_visible(), tick.tick2line.get_visible()],
         "length": tick.tick1line.get_markersize(),
@@ -364,7 +355,6 @@ def _ticks(axis: Axis) -> dict[str, Any]:
             "rotation": tick.label1.get_rotation(),
             "align": [tick.label1.get_horizontalalignment(), tick.label1.get_verticalalignment()],
         }
-    written = [t.get_text() for t, k in zip(minor_labels, minor_kept, strict=False) if k]
     if any(written):
         found["minor_labels"] = written
     offset = axis.get_offset_text()
@@ -529,8 +519,6 @@ def take_apart(figure: Any, names: Mapping[str, str] | None = None) -> Drawing:
     Raises:
       TypeError: it holds an artist that is not a line, area, set of points or image.
     """
-    if not hasattr(figure.canvas, "get_renderer"):
-        FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     page: dict[str, Any] = {
         "size": figure.get_size_inches(),

@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Polygon
 from matplotlib.path import Path
-from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 from matplotlib.transforms import Transform
 from mpl_toolkits.mplot3d import Axes3D, art3d
@@ -38,6 +36,13 @@ class Look(NamedTuple):
     style: Mapping[Any, Any]
     paper: str
     color: Callable[[str, bool], str]
+
+
+_PIECES: dict[str, Any] = {
+    "lines": LineCollection,
+    "area": PolyCollection,
+    "surface": art3d.Poly3DCollection,
+}
 
 
 class _Painter:
@@ -84,18 +89,13 @@ class _Painter:
         options["linewidths"] = look["width"]
         if "dashes" in look:
             dashes = look["dashes"]
-            one = (
-                len(dashes) == 2 and isinstance(dashes[1], list) and not isinstance(dashes[0], list)
-            )
-            each = [dashes] if one else dashes
+            each = [dashes] if isinstance(dashes[0], int | float) else dashes
             options["linestyles"] = ["-" if d is None else (d[0], d[1]) for d in each]
         return options
 
     def text(self, found: dict[str, Any], holder: Any) -> None:
-        x, y = found["at"]
-        text = Text(
-            x,
-            y,
+        text = holder.text(
+            *found["at"],
             found["text"],
             horizontalalignment=found["align"][0],
             verticalalignment=found["align"][1],
@@ -104,8 +104,6 @@ class _Painter:
             linespacing=found.get("spacing", 1.2),
             transform=self.figure.transFigure,
             zorder=found["order"],
-        )
-        text.set(
             fontsize=found["size"],
             color=self.color(found["color"]),
             fontweight=found.get("weight", "normal"),
@@ -124,8 +122,6 @@ class _Painter:
                     "linewidth": box["width"],
                 }
             )
-        text.set_clip_on(False)
-        holder.add_artist(text)
 
     def legend(self, found: dict[str, Any], holder: Any) -> None:
         where = self.figure.transFigure
@@ -151,24 +147,13 @@ class _Painter:
             at, look = sample["at"], sample["look"]
             artist: Artist
             if sample["kind"] == "line":
-                x, y = np.asarray(at, float).T
-                artist = Line2D(x, y, transform=where, zorder=top + 0.1, **self.line_look(look))
-            elif sample["kind"] == "lines":
-                artist = LineCollection(
-                    [np.asarray(piece) for piece in at],
-                    transform=where,
-                    zorder=top + 0.1,
-                    **self.collection_look(look),
-                )
+                artist = Line2D(*np.transpose(at), **self.line_look(look))
             else:
-                artist = Polygon(
-                    np.asarray(at),
-                    facecolor=self.color(look["face"], fill=True),
-                    edgecolor=self.color(look["edge"], fill=look["face"] == look["edge"]),
-                    linewidth=look["width"],
-                    transform=where,
-                    zorder=top + 0.1,
+                many = sample["kind"] == "lines"
+                artist = (LineCollection if many else PolyCollection)(
+                    at if many else [at], **self.collection_look(look)
                 )
+            artist.set(transform=where, zorder=top + 0.1)
             artist.set_clip_on(False)
             holder.add_artist(artist)
         for text in found["texts"]:
@@ -193,26 +178,17 @@ class _Painter:
         look, columns = part.look, part.columns
         where = self.transform(ax, look.get("coordinates"))
         artist: Artist
-        if part.kind == "line" and isinstance(ax, Axes3D):
-            artist = art3d.Line3D(*(columns[n] for n in "xyz"), **self.line_look(look))
-            ax.add_line(artist)
-        elif part.kind == "line":
-            artist = Line2D(columns["x"], columns["y"], **self.line_look(look))
+        if part.kind == "line":
+            line = art3d.Line3D if isinstance(ax, Axes3D) else Line2D
+            artist = line(*(columns[n] for n in "xyz" if n in columns), **self.line_look(look))
             artist.set_transform(where)
             ax.add_line(artist)
-        elif part.kind == "surface":
-            artist = art3d.Poly3DCollection(self.pieces(columns), **self.collection_look(look))
-            ax.add_collection(artist)
-        elif part.kind == "lines":
-            # Contours are paths too, and may be closed.
-            artist = LineCollection(self.pieces(columns), **self.collection_look(look))
-            artist.set_facecolor("none")
-            artist.set_transform(where)
-            ax.add_collection(artist, autolim=False)
-        elif part.kind == "area":
-            artist = PolyCollection(self.pieces(columns), **self.collection_look(look))
-            artist.set_transform(where)
-            ax.add_collection(artist, autolim=False)
+        elif part.kind in _PIECES:
+            pieces = _PIECES[part.kind](self.pieces(columns), **self.collection_look(look))
+            if part.kind == "lines":  # contours are paths too, and may be closed
+                pieces.set_facecolor("none")
+            pieces.set_transform(where)
+            artist = ax.add_collection(pieces, autolim=False)
         elif part.kind == "points":
             artist = PathCollection(
                 [Path(np.asarray(look["outline"]), closed=True)],
@@ -271,14 +247,11 @@ class _Painter:
                 second: found["marks"][1],
                 f"label{first}": found["shown"][0],
                 f"label{second}": found["shown"][1],
+                "gridOn": found["grid"],
+                "grid_color": self.color(hex_color(self.theme.style["grid.color"])),
             }
         axis.set_tick_params(which="major", **look)
         if not solid:
-            axis.set_tick_params(
-                which="major",
-                gridOn=found["grid"],
-                grid_color=self.color(hex_color(self.theme.style["grid.color"])),
-            )
             axis.set_tick_params(
                 which="minor",
                 color=look["color"],
