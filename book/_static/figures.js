@@ -2,33 +2,14 @@
 (() => {
   "use strict";
 
-  function unfold(hash) {
-    const target = hash.length > 1 && document.getElementById(decodeURIComponent(hash.slice(1)));
-    if (!target || !/^(code|cite|provenance)-/.test(target.id)) return;
-    for (let e = target.closest("details"); e; e = e.parentElement.closest("details")) e.open = true;
-    target.scrollIntoView({block: "nearest"});
-  }
-
-  function select(element) {
-    const range = document.createRange();
-    range.selectNodeContents(element);
-    const selection = getSelection();
-    selection.removeAllRanges();
-    selection.addRange(range);
-  }
-
   // Without access to the clipboard (plain http), try the old command, else select the text.
   async function copy(element) {
     try {
       await navigator.clipboard.writeText(element.textContent);
       return true;
     } catch {
-      select(element);
-      try {
-        return document.execCommand("copy");
-      } catch {
-        return false;
-      }
+      getSelection().selectAllChildren(element);
+      return document.execCommand("copy");
     }
   }
 
@@ -51,8 +32,10 @@
   document.addEventListener("click", event => {
     const button = event.target.closest(".figure-copy");
     if (button) onCopy(button);
+    // Those of the address are unfolded by findings.js.
     const link = event.target.closest('.figure-files a[href^="#code-"]');
-    if (link) unfold(link.hash);
+    const fold = link && document.getElementById(link.hash.slice(1))?.closest("details");
+    if (fold) fold.open = true;
   });
 
   document.addEventListener("keydown", event => {
@@ -62,9 +45,5 @@
     open.querySelector("summary").focus();
   });
 
-  addEventListener("hashchange", () => unfold(location.hash));
-  addEventListener("DOMContentLoaded", () => {
-    document.querySelectorAll(".figure-copy").forEach(button => { button.hidden = false; });
-    unfold(location.hash);
-  });
+  for (const button of document.querySelectorAll(".figure-copy")) button.hidden = false;
 })();

@@ -45,7 +45,6 @@
     });
     box.append(status);
     box.hidden = false;
-    box.showAll = () => show(null);
     show(null);
   }
 
@@ -53,7 +52,7 @@
   function openTarget() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
-    if (target.hidden) for (const box of document.querySelectorAll(".report-filter")) box.showAll();
+    if (target.hidden) document.querySelector(".report-filter button").click();  // all
     const folded = target.closest("details:not([open])");
     if (!folded) return;
     for (let at = target; at; at = at.parentElement) if (at.matches("details")) at.open = true;
@@ -70,7 +69,7 @@
   }
 
   document.querySelectorAll(".report-filter").forEach(addFilter);
-  openTarget();
   window.addEventListener("hashchange", openTarget);
   window.addEventListener("beforeprint", forPaper);
+  openTarget();
 })();

@@ -4,7 +4,6 @@
 (() => {
   "use strict";
 
-  window.pfcorePlayground ??= {};
   const playground = window.pfcorePlayground;
   const { together } = playground;
 

@@ -4,7 +4,6 @@
 (() => {
   "use strict";
 
-  window.pfcorePlayground ??= {};
   const playground = window.pfcorePlayground;
   const { LANDSCAPES, centralFlow, follow, together, twoFrameFlow } = playground;
 
@@ -235,8 +234,7 @@
       gd,
       completed: {},
       paths: {},
-      numSteps: {},
-      eigenvalues,
+        eigenvalues,
       regimes: eigenvalues.map((value) => regime(h, value)),
     };
     const real = { state: [x, y], groups: [together(0, 1), together(1, 2)], kept: [0, 1] };
@@ -256,7 +254,6 @@
       found[flow] = followed.at;
       found.completed[flow] = followed.completed;
       found.paths[flow] = followed.path;
-      found.numSteps[flow] = followed.taken;
     }
     const central = centralFlow(landscape, h, [x, y], numSteps);
     found.central = central.at;

@@ -18,7 +18,6 @@
       window: [[-1.2, 1.2], [-1, 1]],
       minima: [[0, 0]],
       h: [0.05, 1.3, 0.9],
-      log: false,
       start: [-1, 0.6],
       steps: 10,
       value: (x, y) => 0.1 * x * x + y * y,
@@ -104,7 +103,6 @@
       window: [[-1.8, 1.8], [-1.4, 1.4]],
       minima: [[-1, 0], [1, 0]],
       h: [0.05, 1.6, 0.3],
-      log: false,
       start: [0.2, 1],
       steps: 10,
       value: (x, y) => 0.25 * (x * x - 1) ** 2 + 0.5 * y * y,
@@ -112,16 +110,14 @@
       derivatives(xr, xi, yr, yi, out) {
         const sr = xr * xr - xi * xi;
         const si = 2 * xr * xi;
+        out.fill(0);
         out[0] = xr * (sr - 1) - xi * si;
         out[1] = xr * si + xi * (sr - 1);
         out[2] = yr;
         out[3] = yi;
         out[4] = 3 * sr - 1;
         out[5] = 3 * si;
-        out[6] = 0;
-        out[7] = 0;
         out[8] = 1;
-        out[9] = 0;
       },
     },
     saddle: {
@@ -130,7 +126,6 @@
       window: [[-1.2, 1.2], [-1, 1]],
       minima: [],
       h: [0.05, 2.6, 0.5],
-      log: false,
       start: [1, 0.02],
       steps: 10,
       value: (x, y) => 0.5 * (x * x - y * y),
@@ -151,7 +146,6 @@
       window: [[1, 3.4], [-1, 1]],
       minima: [[3, 0]],
       h: [0.2, 1.4, 1],
-      log: false,
       start: [1.8, 0.3],
       steps: 21,
       edge: true,

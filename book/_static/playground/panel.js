@@ -7,7 +7,6 @@
 (() => {
   "use strict";
 
-  window.pfcorePlayground ??= {};
   const playground = window.pfcorePlayground;
   const { FLOWS, LANDSCAPES, MODELS, clamp, compute, createPlots } = playground;
 
@@ -331,12 +330,8 @@
     // What became of a flow: its distance to gradient descent, or where it was lost. Of the two-frame
     // flow the step that it predicts counts, and of central flow the distance to the steps' mean.
     function outcome(key) {
-      const n = state.steps;
-      if (!result.completed[key]) {
-        const reached = result[key].filter((p, k) => k > 0 && finite(p)).length;
-        return { lost: reached };
-      }
-      const [x, y] = (key === "two_frame" ? result.predicted : result[key])[n];
+      if (!result.completed[key]) return { lost: result[key].slice(1).filter(finite).length };
+      const [x, y] = (key === "two_frame" ? result.predicted : result[key])[state.steps];
       const [gx, gy] = result.targets[key];
       if (!finite(result.targets[key])) return { distance: Infinity, scale: 1 };
       return { distance: Math.hypot(x - gx, y - gy), scale: Math.hypot(gx, gy) };
@@ -637,13 +632,7 @@
     describe();
   }
 
-  // The page loads this script just below the element; elsewhere in a page it may come before it.
-  function begin() {
-    const root = document.querySelector("div#playground");
-    if (root) setUp(root);
-    return Boolean(root);
-  }
-  if (!begin() && document.readyState === "loading") {
-    document.addEventListener("DOMContentLoaded", begin, { once: true });
-  }
+  // The page loads this script just below the element.
+  const root = document.querySelector("div#playground");
+  if (root) setUp(root);
 })();

@@ -3,7 +3,6 @@
 (() => {
   "use strict";
 
-  window.pfcorePlayground ??= {};
   const playground = window.pfcorePlayground;
   const { coefficient, sharpness } = playground;
 
@@ -143,6 +142,12 @@
       return [layer, context];
     }
 
+    function clipTo(context, { left, top, right, bottom }) {
+      context.beginPath();
+      context.rect(left, top, right - left, bottom - top);
+      context.clip();
+    }
+
     // Where a plot's data lies in its canvas, and the way there.
     function frameOf(width, height, [[x0, x1], [y0, y1]], left) {
       const box = { left, top: 6, right: width - 8, bottom: height - 26 };
@@ -220,11 +225,7 @@
       let context;
       [mapLayer, context] = newLayer(map, mapSize.ratio);
       context.save();
-      context.beginPath();
-      context.rect(
-        mapFrame.left, mapFrame.top, mapFrame.right - mapFrame.left, mapFrame.bottom - mapFrame.top,
-      );
-      context.clip();
+      clipTo(context, mapFrame);
       context.fillStyle = colors["--pg-paper"];
       context.fill();
       context.strokeStyle = colors["--pg-level"];
@@ -274,9 +275,7 @@
       context.stroke();
       drawAxes(context, frame, ALPHA_RANGE, "z = hλ", "");
       context.save();
-      context.beginPath();
-      context.rect(frame.left, frame.top, frame.right - frame.left, frame.bottom - frame.top);
-      context.clip();
+      clipTo(context, frame);
       context.lineWidth = 2.2;
       context.lineJoin = "round";
       for (const { key, color, dash } of ONE_FRAME) {
@@ -432,9 +431,7 @@
       context.drawImage(mapLayer, 0, 0);
       context.setTransform(size.ratio, 0, 0, size.ratio, 0, 0);
       context.save();
-      context.beginPath();
-      context.rect(frame.left, frame.top, frame.right - frame.left, frame.bottom - frame.top);
-      context.clip();
+      clipTo(context, frame);
       context.lineJoin = "round";
       context.lineCap = "butt";
       drawEdge(context, frame);
