@@ -1,6 +1,8 @@
 """Settings that every test runs under, and losses that many share."""
 
 import collections
+import ctypes
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,7 +19,6 @@ import pfcore
 matplotlib.use("Agg")
 
 MOST_MEMORY = 2e9  # bytes of a process, before it forgets what it compiled
-most_memory = MOST_MEMORY
 
 
 def memory() -> int:
@@ -60,11 +61,12 @@ def _ctrl_c():
 def _bounded_memory():
     """Limit the memory of compiled programs, which JAX keeps: gigabytes over thousands of tests."""
     yield
-    global most_memory
-    if memory() > most_memory:
+    if memory() > MOST_MEMORY:
         jax.clear_caches()
-        # Not all of it goes back to the system: without room above it every test would clear again.
-        most_memory = max(MOST_MEMORY, memory() + 1e9)
+        gc.collect()
+        # What was freed stays with the C library of Linux until it is asked to return it.
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 @pytest.fixture
