@@ -203,6 +203,16 @@ def test_an_area_takes_the_name_of_its_own_color_not_of_a_black_line():
     assert list(dict.fromkeys(rows[1:])) == ["range", "area", "range (2)", "bound"]
 
 
+def test_error_bars_and_bars_have_the_name_of_the_whole():
+    fig, ax = plt.subplots()
+    ax.errorbar([1, 2], [1, 2], [0.1, 0.2], capsize=2, label="mean", color="#123456")
+    ax.bar([1, 2], [1, 2], label=["one", "two"])
+    csv = figures.contents(figures.png(fig)).csv
+    plt.close(fig)
+    rows = [line.split(",")[1] for line in csv.splitlines() if not line.startswith("#")]
+    assert {name.partition(" (")[0] for name in rows[1:]} == {"mean", "one", "two"}
+
+
 def test_a_line_separator_of_unicode_is_text():
     end = "\u2028"
     fig, ax = plt.subplots()

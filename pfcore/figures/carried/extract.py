@@ -228,10 +228,12 @@ def _series(
     look: dict[str, Any],
     names: Mapping[str, str],
 ) -> str:
-    """The name of a part, which is its label if it has one."""
-    label = str(artist.get_label())
-    if label and not label.startswith("_"):
-        return _in_a_line(label)
+    """The name of a part: its label, or that of the error bars or bars that it belongs to."""
+    groups: list[Any] = [] if artist.axes is None else artist.axes.containers
+    owners = [group for group in groups if artist in group.get_children()]
+    for label in (str(item.get_label()) for item in [artist, *owners]):
+        if label and not label.startswith("_"):
+            return _in_a_line(label)
     if kind == "line" and look["coordinates"] == COORDINATES[2] and len(part["x"]) == 2:
         return f"at y = {part['y'][0]:g}"
     if kind == "line" and look["coordinates"] == COORDINATES[1] and len(part["x"]) == 2:
