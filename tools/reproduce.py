@@ -34,6 +34,7 @@ from check_claims import STORED, Claims, judge, ordered, read, show
 from notebook_files import ROOT, listed
 from notebook_runs import (
     COLLECTOR,
+    COMPILE_FASTER,
     Run,
     end_as_interrupted,
     environment,
@@ -192,7 +193,12 @@ def recompute(into: Path, env: dict[str, str], which: str) -> list[str]:
         name: json.loads((RECORDS / name / "record.json").read_text(encoding="utf-8"))
         for name in names
     }
-    on_accelerator = {key: value for key, value in env.items() if key != "JAX_PLATFORMS"}
+    # Without what `environment` chose for small programs on a processor.
+    on_accelerator = {
+        key: value
+        for key, value in env.items()
+        if key != "JAX_PLATFORMS" and (key, value) != ("XLA_FLAGS", COMPILE_FASTER)
+    }
     if which == "short":
         kept = {name for name in names if not is_short(took[name])}
     elif has_accelerator(on_accelerator):

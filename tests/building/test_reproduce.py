@@ -100,13 +100,13 @@ def test_a_page_that_stopped_fails_all_its_claims(tmp_path, compared):
 
 @pytest.fixture
 def recomputed(monkeypatch):
-    """The names of recomputed records, with the value of JAX_PLATFORMS of each computation."""
+    """The names of recomputed records, with JAX_PLATFORMS and XLA_FLAGS of each computation."""
     asked = {}
 
     def run(command, *, env, check):
         if command[1] == "-c":  # which looks for a GPU
             return subprocess.CompletedProcess(command, "gpu" not in env)
-        asked[Path(command[2]).name] = env.get("JAX_PLATFORMS")
+        asked[Path(command[2]).name] = env.get("JAX_PLATFORMS"), env.get("XLA_FLAGS")
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
@@ -124,9 +124,10 @@ def test_a_record_is_recomputed_on_the_kind_of_device_that_computed_it(tmp_path,
     devices = stored_devices()
     on_gpu = {name for name, device in devices.items() if "NVIDIA" in device}
     assert on_gpu and devices.keys() - on_gpu
-    env = {"JAX_PLATFORMS": "cpu"}
+    env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": notebook_runs.COMPILE_FASTER}
     assert reproduce.recompute(tmp_path / "with", env | {"gpu": ""}, "recompute") == []
-    assert recomputed == {name: None if name in on_gpu else "cpu" for name in devices}
+    on_cpu = tuple(env.values())
+    assert recomputed == {name: (None, None) if name in on_gpu else on_cpu for name in devices}
 
 
 def test_without_a_gpu_its_records_are_kept_and_said_to_be(tmp_path, recomputed, capsys):
