@@ -3,7 +3,9 @@
 import hashlib
 import html
 import json
+import os
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -313,14 +315,16 @@ def test_a_picture_without_data_is_refused_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plain.png"]
 
 
-def test_drawings_are_kept_from_build_to_build_and_unused_ones_forgotten(
-    stored, tmp_path, monkeypatch
-):
+def test_drawings_are_kept_until_no_build_has_used_them_for_a_week(stored, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     first = drawings.Drawings(kept)
     place = first._place(stored)
     drawings.draw(stored, place)
-    drawings.draw(stored, kept / "of an earlier picture")
+    for name in ("of yesterday", "of last month"):
+        drawings.draw(stored, kept / name)
+    now = time.time()
+    for old, days in ((place, 30), (kept / "of yesterday", 1), (kept / "of last month", 30)):
+        os.utime(old, (now - 86_400 * days,) * 2)
 
     def no_pool(*arguments, **options):
         raise AssertionError("drawn again")
@@ -329,11 +333,8 @@ def test_drawings_are_kept_from_build_to_build_and_unused_ones_forgotten(
     again = drawings.Drawings(kept)
     again.begin(stored)
     assert again.result(stored).folder == place
-    # A build that stopped may not have come to all of its figures.
-    again.close(complete=False)
-    assert len(list(kept.iterdir())) == 2
-    again.close(complete=True)
-    assert [path.name for path in kept.iterdir()] == [place.name]
+    again.close()
+    assert {path.name for path in kept.iterdir()} == {place.name, "of yesterday"}
 
     monkeypatch.setattr(drawings, "drawing_version", lambda: "another")
     with pytest.raises(AssertionError, match="drawn again"):

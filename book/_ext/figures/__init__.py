@@ -292,7 +292,7 @@ def _publish(app: Any) -> Iterator[Any]:
 
 
 def _end(app: Any, error: Exception | None) -> None:
-    app.figure_drawings.close(complete=error is None)
+    app.figure_drawings.close()
 
 
 # ---- the gallery

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ import pfcore
 # Suffixes of the files that are written for a figure.
 WRITTEN = (".csv", ".svg", ".pdf", "-dark.png")
 _DONE = "drawn.json"
+_KEPT = 7 * 86_400  # seconds after its last use
 
 
 class Drawn(NamedTuple):
@@ -94,6 +96,7 @@ class Drawings:
         if place in self._begun:
             return
         if (place / _DONE).is_file():
+            os.utime(place)
             self._begun[place] = None
             return
         if self._pool is None:
@@ -118,10 +121,13 @@ class Drawings:
         stored = json.loads((place / _DONE).read_text(encoding="utf-8"))
         return Drawn(place, stored["difference"])
 
-    def close(self, *, complete: bool) -> None:
-        """End the processes; after a complete build, delete drawings that it did not use."""
+    def close(self) -> None:
+        """End the processes, and delete drawings that no build has used for a week.
+
+        `make book` and `make html` build from different pictures, in turn.
+        """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         for place in self._folder.glob("*"):
-            if complete and place not in self._begun:
+            if time.time() - place.stat().st_mtime > _KEPT:
                 shutil.rmtree(place, ignore_errors=True)
