@@ -57,6 +57,10 @@ CFFCONVERT := $(UV) tool run --quiet --python "$(BIN)/python" cffconvert==2.0.0
 # One thread in each process for linear algebra: JOBS processes with a pool each get in each other's way.
 export OPENBLAS_NUM_THREADS ?= 1
 
+# Programs without the lines of Python that they come from: less to lower, and to hash for the cache.
+export JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS ?= 0
+export JAX_TRACEBACK_IN_LOCATIONS_LIMIT ?= 0
+
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
