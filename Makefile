@@ -213,7 +213,7 @@ test-images: $(STAMP)  ## tests that need the real MNIST and CIFAR-10, in the fo
 	@XLA_FLAGS="$(FAST_COMPILE) $${XLA_FLAGS:-}" $(CHECK) "$(BIN)/python" -m pytest -q -rs \
 	  -n $(JOBS) tests/library/test_real_images.py
 
-nbval: $(STAMP)  ## rerun every notebook and compare with the stored outputs
+nbval: $(STAMP)  ## rerun the notebooks (all with EVERY=1) and compare with the stored outputs
 	$(call check,nbval,every notebook against its stored outputs)
 	@rm -rf "$(SCRATCH)"
 	@$(CHECK) "$(BIN)/python" tools/notebooks.py compare --scratch "$(SCRATCH)" --jobs $(JOBS) \
