@@ -82,7 +82,8 @@ class Trajectory(NamedTuple):
       oscillation: the flow's `oscillation`, stacked as `params` is; None where the flow has none.
       expected_loss: [T], the flow's `expected_loss`; None where it has none.
       residual: [T], the largest `residual` of the steps between each time and the one before;
-        None where the flow has none. It includes the step that stopped the integration.
+        None where the flow has none. It includes the step that stopped the integration, and is
+        NaN after it.
     """
 
     times: jax.Array
@@ -423,7 +424,8 @@ def _take_steps(
         wanted = jnp.where(gap > 0, jnp.maximum(wanted, 1), 0)
         dt = gap / jnp.maximum(wanted, 1).astype(dtype)
         last = progress.num_steps + wanted
-        progress = progress._replace(residual=jnp.zeros_like(progress.residual))
+        none = jnp.where(progress.failed == 0, 0, jnp.nan).astype(dtype)
+        progress = progress._replace(residual=none)
         progress = jax.lax.while_loop(
             lambda p: (p.num_steps < last) & (p.num_steps < max_steps) & (p.failed == 0),
             lambda p: step(dt, p),
@@ -547,8 +549,8 @@ def integrate(
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
         not positive, `max_steps` below 1, a solver for a `SteppedFlow`, or a loss or parameters
         that `flow.init` rejects.
-      TypeError: `flow` is not a flow, `max_steps` is not an integer, or `flow.init` rejects the
-        loss or the parameters.
+      TypeError: `flow` is not a flow, `solver` not a solver that estimates its error, `max_steps`
+        not an integer, or `flow.init` rejects the loss or the parameters.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -573,6 +575,12 @@ def integrate(
     if isinstance(flow, SteppedFlow) and solver is not None:
         raise ValueError(
             f"this flow takes its own steps and cannot use {solver!r}; leave solver out"
+        )
+    if solver is not None and not issubclass(type(solver), diffrax.AbstractAdaptiveSolver):
+        raise TypeError(
+            "solver must be a Diffrax solver that estimates its error, such as diffrax.Tsit5() or "
+            f"diffrax.Kvaerno5(), got {solver!r}; for steps of equal length see "
+            "pfcore.flows.fixed_steps"
         )
     state = in_single(flow.init(_in_single(params)))
     dtype = _time_dtype(state)

@@ -139,8 +139,8 @@ def _check_targets(
         with jax.ensure_compile_time_eval():  # under tracing too
             if classes:
                 _check_classes(targets, num_outputs)
-            elif probabilities and targets.dtype != bool:
-                _check_probabilities(targets)
+            elif probabilities:
+                _check_probabilities(targets.astype(dtype) if targets.dtype == bool else targets)
     return jnp.asarray(_stay_put(targets), jnp.int32 if classes else dtype)
 
 

@@ -45,8 +45,9 @@ class DirectionalSharpness(NamedTuple):
         terms cancel in it.
       critical_learning_rate: $2\,(-g^\top u)/(u^\top H u)$, at which the quadratic model of the
         loss along $\theta + hu$ returns to its initial value; 2/value for the gradient itself.
-        Infinite where the curvature is not positive, negative where u ascends, NaN for $u = 0$.
-        None for a curvature without a gradient, such as `fisher` or `symmetric`.
+        Infinite where the curvature is not positive, negative where u ascends, NaN for $u = 0$ and
+        where the curvature is NaN. None for a curvature without a gradient, such as `fisher` or
+        `symmetric`.
     """
 
     value: Float[Array, ""]
@@ -70,7 +71,7 @@ def _along(at: Flat, update: jax.Array) -> DirectionalSharpness:
     positive = value > 0
     bend = 2 * cosine / jnp.where(positive, value, 1)
     critical = (steepest / jnp.where(size > 0, size, 1)) * bend
-    critical = jnp.where(positive, critical, jnp.inf)
+    critical = jnp.where(positive, critical, jnp.where(jnp.isnan(value), jnp.nan, jnp.inf))
     return DirectionalSharpness(value, lost, jnp.where(size > 0, critical, jnp.nan))
 
 

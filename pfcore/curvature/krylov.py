@@ -105,10 +105,17 @@ def is_nonnegative(lowest: jax.Array, asymmetry: jax.Array, norm: jax.Array) -> 
 def on_domain(
     function: Callable[[jax.Array], jax.Array], positive_semidefinite: bool
 ) -> Callable[[jax.Array], jax.Array]:
-    """`function`, with negative arguments of a positive semidefinite matrix replaced by zero."""
-    if not positive_semidefinite:
-        return function
-    return lambda values: function(jnp.maximum(values, 0))
+    """`function`, with negative arguments of a positive semidefinite matrix replaced by zero.
+
+    Its values are floating-point or complex numbers, also where those of `function` are integers or
+    booleans, such as those of an indicator of an interval.
+    """
+
+    def of(values: jax.Array) -> jax.Array:
+        found = function(jnp.maximum(values, 0) if positive_semidefinite else values)
+        return found if jnp.issubdtype(found.dtype, jnp.inexact) else found.astype(values.dtype)
+
+    return of
 
 
 def unit_of(image: jax.Array, known: jax.Array) -> jax.Array:
@@ -256,18 +263,22 @@ def matrix_function(
     r"""$f(A)v$ for a dense $A$: real symmetric, or complex and diagonalisable.
 
     For a complex $A$, imaginary parts of eigenvalues within rounding error are set to zero, so that
-    the side of a branch cut of $f$ does not depend on rounding.
+    the side of a branch cut of $f$ does not depend on rounding. Where $v$ has no component along an
+    eigenvector, $f$ may be infinite or undefined.
     """
+
+    def times(coordinates: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.where(coordinates == 0, 0, scale * coordinates.astype(scale.dtype))
+
     if not jnp.iscomplexobj(matrix):
         values, vectors = eigh(matrix)
-        scaled = function(values)
-        scaled = scaled * (vectors.T @ vector).astype(scaled.dtype)
+        scaled = times(vectors.T @ vector, function(values))
         return vectors.astype(scaled.dtype) @ scaled
     values, vectors = jnp.linalg.eig(matrix)
     rounding = 10 * matrix.shape[0] * _programs.machine_epsilon(matrix.dtype)
     on_axis = jnp.abs(values.imag) <= rounding * jnp.max(jnp.abs(values))
     values = jnp.where(on_axis, jax.lax.complex(values.real, jnp.zeros_like(values.real)), values)
-    return vectors @ (function(values) * jnp.linalg.solve(vectors, vector))
+    return vectors @ times(jnp.linalg.solve(vectors, vector), function(values))
 
 
 def function_coordinates(
@@ -425,7 +436,7 @@ def krylov_apply(
         unit * (asymmetry + rounding(reach)),
     )
     own = rounding(jnp.linalg.norm(coordinates))
-    error = size_of_vector * (error + change + own)
+    error = jnp.where(size_of_vector > 0, size_of_vector * (error + change + own), 0)
     nonnegative = jnp.array(True)
     if not jnp.iscomplexobj(projected):
         # Empty rows have the first diagonal entry, which is at least the smallest eigenvalue.

@@ -115,6 +115,9 @@ def optimizer_scale(
     Adam also divides its momentum by $1 - \beta_1^t$. At $\beta_1 = 0.9$ this is 1 to within one
     percent from the 44th step on, and it is left out here.
 
+    `adamax`, `yogi`, `radam` and `contrib.adopt` keep their state in Adam's class and cannot be
+    told from it: they divide by something else, so compute their scale by hand.
+
     States nested in `chain`, `partition`, `masked`, `inject_hyperparams`, `MultiSteps`,
     `apply_if_finite` and similar wrappers are found, and states of parts of the parameters are
     combined. Optax does not store options in its states: pass those that differ from its defaults

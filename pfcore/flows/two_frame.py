@@ -518,7 +518,7 @@ def optax_step(tx: Any, loss: Loss) -> Stepper:
         return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
 
     def init(params: Params) -> State:
-        params = check_loss(loss, in_single(params))
+        params = check_loss(loss, in_single(check_params(params)))
         leaves = jax.tree.leaves(tx.init(params))
         for leaf in leaves:
             kind = jnp.result_type(leaf)

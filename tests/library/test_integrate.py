@@ -331,7 +331,7 @@ def test_stepped_flow_stops_where_a_step_is_not_solved():
     flow = decaying(residual=lambda s: jnp.where(s[1] < 4, 1e-9, 0.3))
     path = pfcore.integrate(flow, START, [0.2, 0.5, 1.0])
     assert not bool(path.completed) and path.why.startswith("unsolved")
-    np.testing.assert_allclose(path.residual, [1e-9, 0.3, 0])
+    np.testing.assert_allclose(path.residual, [1e-9, 0.3, np.nan])
     assert np.all(np.isfinite(path.params[0])) and np.all(np.isnan(path.params[1:]))
     assert int(path.num_steps) == 4
 
@@ -398,6 +398,11 @@ def test_complex_states():
 def test_other_solvers():
     path = pfcore.integrate(negative_gradient_flow(QUADRATIC), START, [1.0], solver=diffrax.Tsit5())
     np.testing.assert_allclose(path.params[0], np.exp(-EIGENVALUES) * START, rtol=1e-5)
+
+
+def test_solvers_must_estimate_their_error():
+    with pytest.raises(TypeError, match=r"estimates its error, such as diffrax\.Tsit5\(\).*got"):
+        pfcore.integrate(negative_gradient_flow(QUADRATIC), START, [1.0], solver=diffrax.Euler())
 
 
 def test_implicit_solvers_for_stiff_flows():

@@ -413,6 +413,7 @@ def test_state_updated_by_a_call_is_copied():
         (2, [[0.0]] * N, "mse", rf"shape \({N}, 1\).*2 column"),
         (2, [0.0] * N, "mse", rf"shape \({N},\).*2 column"),
         (2, [0] * (N + 1), "mse", f"{N} inputs but {N + 1} targets"),
+        (2, [[True, True]] * N, "cross_entropy", "probabilities"),
         (2, [[0.0, 0.5]] * N, "cross_entropy", "probabilities"),
         (2, [[2.0, -1.0]] * N, "cross_entropy", "probabilities"),
         (2, [[float("nan"), 1.0]] * N, "cross_entropy", "probabilities"),

@@ -183,6 +183,13 @@ def test_pytrees_in_16_bits_and_batches_in_python():
     assert float(found.lower) < 0.4 < float(found.upper) and bool(found.converged)
 
 
+def test_no_critical_learning_rate_where_the_curvature_is_nan():
+    found = curvature.directional_sharpness(
+        lambda x: jnp.sum(jnp.abs(x) ** 1.5), jnp.array([0.0, 1.0])
+    )
+    assert np.isnan(found.value) and np.isnan(found.critical_learning_rate)
+
+
 def test_options_out_of_range():
     x = jnp.ones(3)
     for options, message in (

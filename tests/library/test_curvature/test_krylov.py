@@ -389,6 +389,34 @@ def test_function_product_in_an_exhausted_space_is_exact():
     np.testing.assert_allclose(found.value, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", [int, bool])
+def test_an_indicator_projects_and_counts(kind):
+    loss, x = lambda x: jnp.sum(jnp.array([2.0, 5.0, 7.0]) * x**2) / 2, jnp.ones(3)
+
+    def large(values):
+        return (values > 3).astype(kind)
+
+    np.testing.assert_allclose(apply_function(large, loss, x, x, depth=3), [0, 1, 1], atol=1e-12)
+    found = function_product(large, loss, x, x)
+    np.testing.assert_allclose(found.value, [0, 1, 1], atol=1e-12)
+    assert bool(found.converged)
+    count = pfcore.curvature.trace_function(large, loss, x, key=jax.random.key(0), num_probes=200)
+    assert abs(float(count.mean) - 2) < 4 * float(count.standard_error)
+
+
+def test_a_function_may_be_infinite_where_the_vector_has_no_component():
+    loss = lambda x: jnp.sum(x**2) / 2  # noqa: E731
+    found = function_product(lambda values: 1 / values, loss, jnp.zeros(3), jnp.zeros(3))
+    assert not np.any(found.value) and float(found.error) == 0 and bool(found.converged)
+    # φ(1) = -∞, and the gradient is zero there.
+    field = pfcore.flows.principal_flow(loss, 1.0, state="real").vector_field(0.0, jnp.zeros(2))
+    np.testing.assert_array_equal(field, 0)
+    for dtype in (float, complex):
+        matrix, vector = jnp.diag(jnp.array([1.0, 4.0], dtype)), jnp.array([0.0, 1.0], dtype)
+        found = matrix_function(lambda z: 1 / (1 - z), matrix, vector)
+        np.testing.assert_allclose(found, [0, -1 / 3], rtol=1e-14)
+
+
 def test_function_product_of_zero_is_zero():
     matrix = jnp.asarray(symmetric(CASES["exp"][1]))
     found = product_of(jnp.exp)(matrix, jnp.zeros(SIZE), 1e-6)

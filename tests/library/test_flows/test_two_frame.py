@@ -509,6 +509,13 @@ def test_momentum_in_two_lines(tx):
     np.testing.assert_allclose(path.params[0] + path.oscillation[0], own[0], atol=1e-15)
 
 
+def test_parameters_may_be_numbers():
+    stepper = optax_step(optax.sgd(0.1), lambda p: p["x"] ** 2)
+    assert float(stepper.position(stepper.step(stepper.init({"x": 0.5})))["x"]) == pytest.approx(
+        0.4
+    )
+
+
 def test_an_optimisers_count_does_not_hide_an_oscillation():
     """A two-cycle stays one however many steps the optimiser has counted."""
 
