@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import ScalarLike, check_positive
-from pfcore._trees import add_scaled
 from pfcore.flows.flow import Composite, Flow, State, SteppedFlow
 
 
 @dataclasses.dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method.
+    """An explicit Runge-Kutta method of s stages.
 
     Attributes:
-      stages: the weights of the slopes before, for each stage but the first.
+      stages: the weights of the slopes in each stage, [s, s]; those of later slopes are zero.
       weights: of all slopes, at the end of the step.
       nodes: the times of all stages, as parts of the step.
     """
@@ -30,35 +29,43 @@ class Tableau:
 def tableau(known: diffrax.ButcherTableau) -> Tableau:
     """The method without what estimates its error, and without stages that only that needs."""
     weights = [float(w) for w in known.b_sol]
-    stages = [tuple(float(a) for a in row) for row in known.a_lower]
-    nodes = [0.0, *(float(c) for c in known.c)]
     while len(weights) > 1 and weights[-1] == 0:
-        weights, stages, nodes = weights[:-1], stages[:-1], nodes[:-1]
-    return Tableau(tuple(stages), tuple(weights), tuple(nodes))
+        weights.pop()
+    size = len(weights)
+    rows = ((), *(tuple(float(a) for a in row) for row in known.a_lower))
+    stages = tuple((*row, *[0.0] * (size - len(row))) for row in rows[:size])
+    nodes = (0.0, *(float(c) for c in known.c))
+    return Tableau(stages, tuple(weights), nodes[:size])
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedStep(Composite):
-    """One step of a method."""
+    """One step of a method, in a loop over its stages: the field is compiled once."""
 
     timed = (True, False)
     tableau: Tableau
 
     def __call__(self, field: Any, after_step: Any, dt: Any, state: State) -> State:
-        field, dt = jax.jit(field), jnp.asarray(dt)  # traced once, not once a stage
-        nodes = self.tableau.nodes
+        dt = jnp.asarray(dt)
+        stages, weights, nodes = (
+            jnp.asarray(x, dt.dtype)
+            for x in (self.tableau.stages, self.tableau.weights, self.tableau.nodes)
+        )
 
-        def moved(weights: tuple[float, ...]) -> State:
-            at = state
-            for weight, slope in zip(weights, slopes, strict=True):
-                if weight:
-                    at = add_scaled(at, weight * dt, slope)
-            return at
+        def moved(weights: jax.Array, slopes: State) -> State:
+            def along(x: jax.Array, slopes: jax.Array) -> jax.Array:
+                return x + jnp.tensordot((dt * weights).astype(x.dtype), slopes, 1)
 
-        slopes = [field(nodes[0] * dt, state)]
-        for weights, node in zip(self.tableau.stages, nodes[1:], strict=True):
-            slopes.append(field(node * dt, moved(weights)))
-        end = moved(self.tableau.weights)
+            return jax.tree.map(along, state, slopes)
+
+        def stage(slopes: State, now: tuple[jax.Array, ...]) -> tuple[State, None]:
+            i, weights, node = now
+            slope = field(node * dt, moved(weights, slopes))
+            return jax.tree.map(lambda x, y: x.at[i].set(y), slopes, slope), None
+
+        none = jax.tree.map(lambda x: jnp.zeros((len(nodes), *x.shape), x.dtype), state)
+        slopes, _ = jax.lax.scan(stage, none, (jnp.arange(len(nodes)), stages, nodes))
+        end = moved(weights, slopes)
         return end if after_step is None else after_step(end)
 
 

@@ -102,24 +102,22 @@ def _step(
         rows = jnp.concatenate([jnp.exp(-length) * factors, weight * sources])
         return _compressed(rows, rank)
 
-    def stage(fraction: float, slope: Params, source: jax.Array) -> tuple[Params, jax.Array]:
+    def stage(before: tuple[Params, jax.Array], fraction: jax.Array) -> tuple[Any, Any]:
+        slope, source = before
         centre = add_scaled(state.centre, fraction * dt, slope)
-        return at(centre, spread(fraction * s, source, 1)[0])
+        found = at(centre, spread(fraction * s, source, 1)[0])
+        return found, found
 
-    slopes, sources = zip(
-        first := at(state.centre, factors[0]),
-        second := stage(0.5, *first),
-        third := stage(0.5, *second),
-        stage(1.0, *third),
-        strict=True,
-    )
+    # In a loop, so that the slope is compiled once.
+    nothing = scale(0.0, state.centre), jnp.zeros((2, factors.shape[1]), dtype)
+    fractions = jnp.array([0.0, 0.5, 0.5, 1.0], dtype)
+    _, (slopes, sources) = jax.lax.scan(stage, nothing, fractions)
     weights = jnp.array([1.0, 2.0, 2.0, 1.0], dtype)
-    decayed = weights * jnp.exp(-2 * s * jnp.array([1.0, 0.5, 0.5, 0.0], dtype))
+    decayed = weights * jnp.exp(-2 * s * (1 - fractions))
     shares = jnp.sqrt(decayed / jnp.sum(decayed))
-    source = (shares[:, None, None] * jnp.stack(sources)).reshape(-1, factors.shape[1])
-    centre = state.centre
-    for weight, slope in zip((1, 2, 2, 1), slopes, strict=True):
-        centre = add_scaled(centre, weight / 6 * dt, slope)
+    source = (shares[:, None, None] * sources).reshape(-1, factors.shape[1])
+    mean = jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype) / 6, x, 1), slopes)
+    centre = add_scaled(state.centre, dt, mean)
     return RodState(centre, jax.vmap(unravel)(spread(s, source, len(factors))))
 
 
