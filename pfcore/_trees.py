@@ -145,3 +145,16 @@ def scale(factor: float | jax.Array, tree: Params) -> Params:
 def add_scaled(tree: Params, factor: float | jax.Array, other: Params) -> Params:
     """tree + factor · other, in the dtype of each leaf of `tree`."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor).astype(x.dtype) * y, tree, other)
+
+
+def weighted_sum(weights: jax.Array, trees: Params) -> Params:
+    """The sum of trees stacked along a leading axis, each times its weight, in their dtypes.
+
+    No matrix product, whose precision on an accelerator is a setting.
+    """
+
+    def total(x: jax.Array) -> jax.Array:
+        factors = weights.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.sum(factors * x, axis=0, dtype=x.dtype)
+
+    return jax.tree.map(total, trees)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import ScalarLike, check_positive
+from pfcore._trees import add_scaled, weighted_sum
 from pfcore.flows.flow import Composite, Flow, State, SteppedFlow
 
 
@@ -53,10 +54,7 @@ class FixedStep(Composite):
         )
 
         def moved(weights: jax.Array, slopes: State) -> State:
-            def along(x: jax.Array, slopes: jax.Array) -> jax.Array:
-                return x + jnp.tensordot((dt * weights).astype(x.dtype), slopes, 1)
-
-            return jax.tree.map(along, state, slopes)
+            return add_scaled(state, dt, weighted_sum(weights, slopes))
 
         def stage(slopes: State, now: tuple[jax.Array, ...]) -> tuple[State, None]:
             i, weights, node = now

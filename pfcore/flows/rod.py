@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
-from pfcore._trees import Params, add_scaled, num_entries, ravel, scale
+from pfcore._trees import Params, add_scaled, num_entries, ravel, scale, weighted_sum
 from pfcore.curvature.products import gradient, linearized_hvp
 from pfcore.flows.flow import SteppedFlow, bind
 
@@ -109,15 +109,14 @@ def _step(
         return found, found
 
     # In a loop, so that the slope is compiled once.
-    nothing = scale(0.0, state.centre), jnp.zeros((2, factors.shape[1]), dtype)
+    nothing = jax.tree.map(jnp.zeros_like, state.centre), jnp.zeros((2, factors.shape[1]), dtype)
     fractions = jnp.array([0.0, 0.5, 0.5, 1.0], dtype)
     _, (slopes, sources) = jax.lax.scan(stage, nothing, fractions)
     weights = jnp.array([1.0, 2.0, 2.0, 1.0], dtype)
     decayed = weights * jnp.exp(-2 * s * (1 - fractions))
     shares = jnp.sqrt(decayed / jnp.sum(decayed))
     source = (shares[:, None, None] * sources).reshape(-1, factors.shape[1])
-    mean = jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype) / 6, x, 1), slopes)
-    centre = add_scaled(state.centre, dt, mean)
+    centre = add_scaled(state.centre, dt, weighted_sum(weights / 6, slopes))
     return RodState(centre, jax.vmap(unravel)(spread(s, source, len(factors))))
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pfcore
+from pfcore import _programs
 from pfcore.flows import edge_flow, fixed_steps, negative_gradient_flow, rod_flow, two_frame_flow
 
 
@@ -41,6 +42,18 @@ def test_error_falls_with_the_order_of_the_method(x64):
         assert bool(path.completed) and int(path.num_steps) == 4 * parts
         errors.append(float(jnp.max(jnp.abs(path.oscillation - exact.oscillation))))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    "flow", [fixed_steps(negative_gradient_flow(quartic), 0.5), rod_flow(quartic, 1.0)]
+)
+def test_stages_are_combined_in_full_precision(flow):
+    """Outside `integrate` too: a GPU multiplies matrices in TF32 unless told otherwise."""
+    jaxpr = jax.make_jaxpr(flow.step)(0.5, flow.init(jnp.array([0.15, -0.1])))
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    for equation in _programs.equations(jaxpr.jaxpr):
+        if equation.primitive.name == "dot_general":
+            assert equation.params["precision"] == highest
 
 
 def test_compiles_once_for_data_learning_rates_and_lengths(x64):
