@@ -146,6 +146,17 @@ def check_vector(name: str, vector: Any, params: Params, *, leading: bool = Fals
     return jax.tree.unflatten(structure, [jnp.asarray(given[path]) for path in wanted])
 
 
+def check_path(name: str, path: Params) -> Params:
+    """A pytree of arrays with a leading axis of one length, at least 1."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(path)]
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+        raise ValueError(
+            f"the leaves of {name} must have a leading axis of the same length, one entry for each "
+            f"point; got shapes {shapes}"
+        )
+    return jax.tree.map(jnp.asarray, path)
+
+
 def is_hosted(loss: Any) -> bool:
     """Whether the products of this loss run in Python; see `pfcore.curvature.hosted`."""
     return getattr(loss, "hosted", False)

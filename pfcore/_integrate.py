@@ -154,7 +154,7 @@ def _flattened(state: State, dtype: jnp.dtype) -> jax.Array:
 
 
 def _restored(flat: jax.Array, like: State) -> State:
-    """Inverse of `_flattened`, in the precision of `flat`."""
+    """Inverse of `_flattened`."""
     leaves, place = [], 0
     for x in jax.tree.leaves(like):
         parts = []
@@ -474,14 +474,17 @@ def _time_dtype(state: State) -> jnp.dtype:
     return real_dtype([x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)])
 
 
-def _in_single(params: Params) -> Params:
-    """`in_single` for parameters that are not yet validated."""
+def _in_one_precision(params: Params) -> Params:
+    """Real arrays in the widest of their dtypes, at least float32; not yet validated."""
 
-    def cast(x: Any) -> Any:
-        floating = jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
-        return in_single(jnp.asarray(x)) if floating else x
+    def is_real(x: Any) -> bool:
+        return jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
 
-    return jax.tree.map(cast, params)
+    real = [jnp.asarray(x) for x in jax.tree.leaves(params) if is_real(x)]
+    if not real:
+        return params
+    widest = real_dtype(in_single(real))
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(widest) if is_real(x) else x, params)
 
 
 @_programs.settings()
@@ -527,9 +530,9 @@ def integrate(
 
     Args:
       flow: one of `pfcore.flows`, or any `Flow` or `SteppedFlow`.
-      params: any pytree of floating-point arrays, whose precision is that of the integration.
-        16-bit parameters are integrated and returned in float32, because steps of a flow would be
-        lost in 16 bits; the loss is called with float32 parameters.
+      params: any pytree of floating-point arrays. The widest precision among them, at least
+        float32, is that of the integration, of the parameters with which the loss is called and of
+        the positions: in fewer bits steps of a flow would be lost.
       times: [T], at least 0, not decreasing, the last one above 0. In units of the learning
         rate times steps.
       rtol: relative tolerance on the positions. Each step is held to a tenth of it, and to no
@@ -582,7 +585,7 @@ def integrate(
             f"diffrax.Kvaerno5(), got {solver!r}; for steps of equal length see "
             "pfcore.flows.fixed_steps"
         )
-    state = in_single(flow.init(_in_single(params)))
+    state = in_single(flow.init(_in_one_precision(params)))
     dtype = _time_dtype(state)
     times = _check_times(times, dtype)
     relative, absolute = (

@@ -7,9 +7,8 @@ Paths are the result of `gradient_descent`, and the fields `params` and `oscilla
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from pfcore._checks import check_path
 from pfcore._trees import Params, ravel
 
 
@@ -44,7 +43,7 @@ def as_matrix(path: Params) -> jax.Array:
       [T, n], the leaves in the order of `jax.tree.leaves`, in the widest of their dtypes.
 
     Raises:
-      ValueError: leaves without a leading axis, or of different lengths.
+      ValueError: leaves without a leading axis, or of different lengths, or no points.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -52,9 +51,4 @@ def as_matrix(path: Params) -> jax.Array:
       >>> pfcore.paths.as_matrix(path).shape
       (4, 7)
     """
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(path)]
-    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
-        raise ValueError(
-            f"the leaves of a path must have a leading axis of the same length; got shapes {shapes}"
-        )
-    return jax.vmap(lambda params: ravel(params)[0])(jax.tree.map(jnp.asarray, path))
+    return jax.vmap(lambda params: ravel(params)[0])(check_path("path", path))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pfcore import _programs
 from pfcore._checks import (
     ArrayLike,
     Loss,
@@ -161,6 +162,7 @@ class Drift(NamedTuple):
     share: jax.Array
 
 
+@_programs.settings()
 def drift(loss: Loss, params: Params, vectors: Params | None = None) -> Drift:
     r"""Drift of gradient descent from the negative gradient flow, $\|H g\|$, and its direction.
 

@@ -297,7 +297,7 @@ def critical_learning_rate(
       dynamics of LLMs* (arXiv 2601.16979).
     """
     most = check_count("max_evaluations", max_evaluations, minimum=2)
-    if isinstance(loss, Curvature) and not is_hosted(loss):
+    if isinstance(loss, Curvature) and not loss.has_value:
         raise TypeError(
             f"the critical learning rate is a property of a loss, and {loss!r} has no value; pass "
             "the loss"

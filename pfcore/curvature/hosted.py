@@ -53,6 +53,11 @@ class _Count:
             self._call(self._done)
 
 
+def _check_value(loss: Any) -> None:
+    if isinstance(loss, Curvature):
+        raise TypeError(f"{loss!r} is a curvature, which has no value; pass the loss")
+
+
 class OverBatches(Curvature):
     """The result of `over_batches`. For a loss, calling it on parameters gives the loss."""
 
@@ -82,6 +87,7 @@ class OverBatches(Curvature):
         self._progress = progress
         self.positive_semidefinite = is_positive_semidefinite(loss)
         self.has_gradient = has_gradient(loss)
+        self.has_value = not isinstance(loss, Curvature)
 
     def _each(self) -> Iterator[tuple[Batch, jax.Array, float]]:
         """Batches with their indices and their weights in the sum."""
@@ -119,8 +125,7 @@ class OverBatches(Curvature):
 
     def __call__(self, params: Params) -> jax.Array:
         """The loss, by one pass over the batches."""
-        if isinstance(self._loss, Curvature):
-            raise TypeError(f"{self._loss!r} over batches is a curvature, which has no value")
+        _check_value(self._loss)
         return self._sum(lambda p, batch, index: self._loss(p, batch), params)
 
     def check_at(self, params: Params) -> Params:
@@ -235,9 +240,11 @@ class Watched(Curvature):
         self._loss, self._progress = loss, progress
         self.positive_semidefinite = is_positive_semidefinite(loss)
         self.has_gradient = has_gradient(loss)
+        self.has_value = not isinstance(loss, Curvature)
 
     def __call__(self, params: Params) -> jax.Array:
         """The loss."""
+        _check_value(self._loss)
         return _programs.evaluate(self._loss, params)
 
     def check_at(self, params: Params) -> Params:

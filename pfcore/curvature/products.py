@@ -52,6 +52,7 @@ class Curvature:
 
     positive_semidefinite: bool = False
     has_gradient: bool = False
+    has_value: bool = False  # whether it can be called like a loss
     hosted: bool = False  # whether Python drives the products
 
     def check_at(self, params: Params) -> Params:

@@ -21,6 +21,7 @@ from pfcore._checks import (
     check_count,
     check_curvature,
     check_key,
+    check_path,
     check_positive,
 )
 from pfcore._trees import Params, in_single, num_entries, ravel
@@ -424,7 +425,8 @@ def track(
       A `Track`.
 
     Raises:
-      ValueError, TypeError: as for `tracker`.
+      ValueError: as for `tracker`, or the leaves of `path` have no leading axis of one length.
+      TypeError: as for `tracker`.
 
     Example:
       >>> import jax, jax.numpy as jnp, pfcore
@@ -434,7 +436,7 @@ def track(
       >>> bool(jnp.allclose(tracked.values[:, 0], jnp.cosh(path[:, 0]), rtol=1e-4))
       True
     """
-    path = jax.tree.map(jnp.asarray, path)
+    path = check_path("path", path)
     return _track(
         loss,
         check_curvature(loss, jax.tree.map(lambda x: x[0], path)),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcore import _programs
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
-from pfcore._trees import Params, num_entries, ravel
+from pfcore._trees import Params, num_entries, ravel, weighted_sum
 from pfcore.curvature.eigenpairs import ravelled_rows
 from pfcore.curvature.tracking import TrackerState, tracker
 from pfcore.flows.complementarity import solve
@@ -372,9 +372,7 @@ def _residual(state: CentralState) -> jax.Array:
 def _oscillation(state: CentralState) -> Params:
     values, vectors = jnp.linalg.eigh(state.variance, symmetrize_input=True)
     along = jnp.sqrt(jnp.maximum(values[-1], 0)) * vectors[:, -1]
-    return jax.tree.map(
-        lambda u: jnp.tensordot(along.astype(u.dtype), u, 1), state.tracker.pairs.vectors
-    )
+    return weighted_sum(along, state.tracker.pairs.vectors)
 
 
 def _expected_loss(loss: Loss, learning_rate: jax.Array, state: CentralState) -> jax.Array:

@@ -78,17 +78,19 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow | SteppedFlow)
 
 @dataclasses.dataclass(frozen=True)
 class _Bound:
-    """A function with its leading arguments fixed, equal to another with the same ones.
+    """A function with its leading arguments fixed, in full precision also outside `integrate`.
 
-    `functools.partial` objects compare by identity; equal flows must compare equal, so that the
-    integrator is compiled once for a loss and not once for each learning rate.
+    It is equal to another with the same arguments: `functools.partial` objects compare by
+    identity, and equal flows must compare equal, so that the integrator is compiled once for a loss
+    and not once for each learning rate.
     """
 
     function: Callable
     arguments: tuple
 
     def __call__(self, *args):
-        return self.function(*self.arguments, *args)
+        with _programs.settings():
+            return self.function(*self.arguments, *args)
 
 
 def bind(function: Callable, *static: Any, dynamic: tuple = ()) -> jax.tree_util.Partial:

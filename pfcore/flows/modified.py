@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
-from pfcore._trees import Params, add_scaled, real_dtype, scale
+from pfcore._trees import Params, add_scaled, real_dtype, scale, weighted_sum
 from pfcore.curvature.products import gradient, hvp
 from pfcore.flows.flow import Flow, bind, identity
 
@@ -257,7 +257,7 @@ def _modified_field(loss: Loss, order: int, learning_rate: jax.Array, t, params:
     del t
     coefficients = modified_coefficients(loss, params, order)
     powers = learning_rate ** jnp.arange(order, dtype=learning_rate.dtype)
-    return jax.tree.map(lambda f: jnp.tensordot(powers.astype(f.dtype), f, 1), coefficients)
+    return weighted_sum(powers, coefficients)
 
 
 def modified_flow(loss: Loss, learning_rate: ScalarLike, order: int) -> Flow:

@@ -27,6 +27,7 @@ from pfcore._checks import (
     check_learning_rate,
     check_loss,
     check_not_negative,
+    check_path,
 )
 from pfcore._trees import (
     Params,
@@ -37,6 +38,7 @@ from pfcore._trees import (
     ravel,
     real_dtype,
     scale,
+    weighted_sum,
 )
 from pfcore.curvature.krylov import krylov_apply
 from pfcore.curvature.products import gradient
@@ -232,15 +234,11 @@ def _start_weights(num_steps: int) -> list[float]:
 
 def _split_of(iterates: State, num_steps: int) -> TwoFrameState:
     """Both frames at the first of these iterates; their sum is that iterate."""
-    weights = _start_weights(num_steps)[1:]
-
-    def swing(w: jax.Array) -> jax.Array:
-        return jnp.tensordot(jnp.asarray(weights, w.dtype), w[1:] - w[0], 1)
-
     first = jax.tree.map(lambda w: w[0], iterates)
     if not num_steps:
         return _state(first, jax.tree.map(jnp.zeros_like, first))
-    swings = jax.tree.map(swing, iterates)
+    moves = jax.tree.map(lambda w: w[1:] - w[0], iterates)
+    swings = weighted_sum(jnp.asarray(_start_weights(num_steps)[1:]), moves)
     _check_finite_start(swings, num_steps)
     return _state(_subtract(first, swings), swings)
 
@@ -275,7 +273,8 @@ def two_frame_start(iterates: Params) -> TwoFrameState:
       parameters. Time 0 is then at $w_m$.
 
     Raises:
-      ValueError: the number of iterates is even, or 1.
+      ValueError: the number of iterates is even, or 1, or their leaves have no leading axis of
+        one length.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -284,10 +283,8 @@ def two_frame_start(iterates: Params) -> TwoFrameState:
       >>> [round(float(x[0]), 6) for x in (start.centre, start.oscillation)]
       [3.0, 0.1]
     """
-    lengths = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(iterates)}
-    if len(lengths) != 1:
-        raise ValueError(f"iterates must have one leading axis of one length, got {lengths}")
-    (length,) = lengths
+    iterates = in_single(check_path("iterates", iterates))
+    length = len(jax.tree.leaves(iterates)[0])
     if length < 3 or length % 2 == 0:
         raise ValueError(
             f"iterates must be an odd number, at least 3, got {length}: as many before the middle "
@@ -295,13 +292,8 @@ def two_frame_start(iterates: Params) -> TwoFrameState:
         )
     m = length // 2
     weights = [(-1) ** (k + m) * math.comb(2 * m, k) / 4**m for k in range(length)]
-    iterates = in_single(jax.tree.map(jnp.asarray, iterates))
-
-    def swing(w: jax.Array) -> jax.Array:
-        return jnp.tensordot(jnp.asarray(weights, w.dtype), w - w[m], 1)
-
-    swings = jax.tree.map(swing, iterates)
     middle = jax.tree.map(lambda w: w[m], iterates)
+    swings = weighted_sum(jnp.asarray(weights), _subtract(iterates, middle))
     return _state(_subtract(middle, swings), swings)
 
 

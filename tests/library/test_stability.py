@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfcore
+from pfcore import _programs
+from pfcore.flows.coefficients import BRANCHES
 from pfcore.stability import (
     coefficient,
     drift,
@@ -52,6 +56,26 @@ def test_series_of_modified_flows_approaches_principal():
     z = 0.3
     partial = -sum(z**j / (j + 1) for j in range(60))
     np.testing.assert_allclose(coefficient("principal", z), partial, rtol=1e-14)
+
+
+def test_derivatives_of_principal():
+    """First and second, against the series and the quotient; at zero, and where the two meet."""
+
+    def derivative(function):
+        return lambda z: jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+
+    first = derivative(principal_coefficient)
+    z = np.array([0.0, 1e-12, -1e-9, 1e-3, -0.12, 0.12, 0.13, -0.3, 0.5])
+    k = np.arange(1, 80)[:, None]
+    np.testing.assert_allclose(first(z), -np.sum(k / (k + 1) * z ** (k - 1), 0), rtol=1e-14)
+    series = -np.sum(k[1:] * (k[1:] - 1) / (k[1:] + 1) * z ** (k[1:] - 2), 0)
+    np.testing.assert_allclose(derivative(first)(z), series, rtol=1e-13)
+    for branch in BRANCHES:
+        z = np.array([-3.0, 0.9, 2.5, 0.05 + 0.02j, 2 + 0.1j, 2 - 0.1j])
+        phi = functools.partial(principal_coefficient, branch=branch)
+        found = jnp.stack([derivative(phi)(jnp.asarray(x)) for x in z])
+        np.testing.assert_allclose(found, -(phi(z) + 1 / (1 - z)) / z, rtol=1e-14)
+    assert float(jax.grad(lambda z: principal_coefficient(z).real)(0.0)) == -0.5
 
 
 def test_infinite_at_one():
@@ -137,6 +161,18 @@ def test_drift_against_dense():
         found.share, (vectors @ hessian @ g) ** 2 / found.norm**2, rtol=1e-10, atol=1e-14
     )
     assert drift(mixed_loss, params).share.shape == (0,)
+
+
+def test_drift_is_computed_in_full_precision():
+    """A GPU multiplies matrices in TF32 unless told otherwise."""
+    matrix = jnp.diag(jnp.array([3.0, 1.0]))
+    jaxpr = jax.make_jaxpr(lambda x: drift(lambda x: jnp.sum((matrix @ x) ** 2), x, matrix / 3))
+    products = [
+        equation.params["precision"]
+        for equation in _programs.equations(jaxpr(jnp.ones(2)).jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    assert len(products) > 3 and set(products) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_drift_is_the_leading_difference_after_one_step():

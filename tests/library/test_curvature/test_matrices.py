@@ -829,8 +829,14 @@ def test_curvatures_are_no_losses():
     w = jnp.ones(3)
     with pytest.raises(ValueError, match="has no gradient: pass the update"):
         curvature.directional_sharpness(matrix, w)
-    with pytest.raises(TypeError, match="pass the loss"):
-        curvature.critical_learning_rate(matrix, w, w)
+    of_batches = curvature.fisher(lambda w, x: outputs(w), "mse")
+    hosted = curvature.watched(matrix), curvature.over_batches(of_batches, [w])
+    for each in (matrix, *hosted):
+        with pytest.raises(TypeError, match="pass the loss"):
+            curvature.critical_learning_rate(each, w, w)
+    for each in hosted:
+        with pytest.raises(TypeError, match="pass the loss"):
+            each(w)
     with pytest.raises(ValueError, match="has no gradient along which"):
         curvature.minibatch_sharpness(matrix, w, [w])
     with pytest.raises(ValueError, match="leave it at None"):

@@ -242,6 +242,8 @@ def test_refusals():
         follow(1, path={"x": jnp.full((4, 3), jnp.nan)})
     with pytest.raises(ValueError, match=r"one number, got \(3,\)"):
         track(lambda p: p["x"], path, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"leaves of path must have a leading axis .* \[\(\)\]"):
+        follow(1, path={"x": 1.0})
 
 
 def test_counts_are_checked():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pfcore
+from pfcore import _programs
 from pfcore.flows import (
     FLOWS,
     Flow,
@@ -120,6 +121,33 @@ def test_keeps_precision(make, dtype, x64):
     assert bool(path.completed)
     told = (path.params, path.oscillation, path.expected_loss)
     assert {x.dtype for x in jax.tree.leaves(told)} == {jnp.dtype(dtype)}
+
+
+@every_flow
+def test_arrays_of_two_precisions_are_followed_in_the_wider(make, x64):
+    """The path is that from the same numbers in float64 throughout."""
+    wide = mixed_params(jnp.float64)
+    wide["w"] = jnp.round(wide["w"], 2).astype(jnp.float32).astype(jnp.float64)
+    params = wide | {"w": wide["w"].astype(jnp.float32)}
+    found, expected = (pfcore.follow(make(mixed_loss, 0.1), p, 0.1, 3) for p in (params, wide))
+    assert bool(found.completed)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("float64")}
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+@every_flow
+def test_computes_in_full_precision(make):
+    """Outside `integrate` too: a GPU multiplies matrices in TF32 unless told otherwise."""
+    flow = make(lambda w: jnp.sum(1.05 * w**2 - w**4 / 4 + 0.1 * w**3), 0.5)
+
+    def use(params):
+        state = flow.init(params)
+        read = None if flow.oscillation is None else flow.oscillation(state)
+        return flow.position(state), read, change(flow, state, 0.5)
+
+    jaxpr = jax.make_jaxpr(use)(jnp.array([0.15, -0.1])).jaxpr
+    products = [e for e in _programs.equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in products)
 
 
 @every_flow

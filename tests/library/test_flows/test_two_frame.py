@@ -574,6 +574,8 @@ def test_refuses_starts():
         flow.init(TwoFrameState(jnp.ones(2), jnp.ones(3)))
     with pytest.raises(ValueError, match="odd number"):
         two_frame_start(jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match="leaves of iterates must have a leading axis"):
+        two_frame_start({"a": jnp.ones(3), "b": jnp.ones(5)})
     with pytest.raises(TypeError, match="Optax"):
         optax_step("adam", quartic)
     with pytest.raises(TypeError, match="nothing between two"):
