@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfcore import _programs
-from pfcore._checks import ArrayLike, ScalarLike, check_count, check_learning_rate
+from pfcore._checks import (
+    ArrayLike,
+    ScalarLike,
+    check_count,
+    check_learning_rate,
+    check_positive,
+)
 from pfcore._trees import Params, in_single, real_dtype
 from pfcore.flows.flow import Flow, State, SteppedFlow, shared, versioned
 
@@ -447,8 +453,11 @@ def _take_steps(
 
 
 def _check_times(times: ArrayLike, dtype: jnp.dtype) -> jax.Array:
-    if not isinstance(times, jax.core.Tracer):
-        values = np.asarray(times)
+    if not _programs.is_traced(times):
+        try:
+            values = np.asarray(times, float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"times must be a vector of numbers, got {times!r}") from error
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"times must be a non-empty vector, got shape {values.shape}")
         if not np.all(np.isfinite(values)):
@@ -460,12 +469,6 @@ def _check_times(times: ArrayLike, dtype: jnp.dtype) -> jax.Array:
         if values[-1] == 0:
             raise ValueError(f"times must reach past 0, where the flow starts, got {values}")
     return jnp.asarray(times).astype(dtype)
-
-
-def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> jax.Array:
-    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return jnp.asarray(value, dtype)
 
 
 def _time_dtype(state: State) -> jnp.dtype:
@@ -493,8 +496,8 @@ def integrate(
     params: Params,
     times: ArrayLike,
     *,
-    rtol: float = 1e-6,
-    atol: float = 1e-9,
+    rtol: ScalarLike = 1e-6,
+    atol: ScalarLike = 1e-9,
     max_steps: int | None = None,
     solver: diffrax.AbstractSolver | None = None,
 ) -> Trajectory:
@@ -552,8 +555,9 @@ def integrate(
       ValueError: times that are empty, negative, decreasing or not finite, tolerances that are
         not positive, `max_steps` below 1, a solver for a `SteppedFlow`, or a loss or parameters
         that `flow.init` rejects.
-      TypeError: `flow` is not a flow, `solver` not a solver that estimates its error, `max_steps`
-        not an integer, or `flow.init` rejects the loss or the parameters.
+      TypeError: `flow` is not a flow, times or tolerances are not numbers, `solver` is not a solver
+        that estimates its error, `max_steps` is not an integer, or `flow.init` rejects the loss or
+        the parameters.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -588,9 +592,8 @@ def integrate(
     state = in_single(flow.init(_in_one_precision(params)))
     dtype = _time_dtype(state)
     times = _check_times(times, dtype)
-    relative, absolute = (
-        _check_tolerance(name, value, dtype) for name, value in (("rtol", rtol), ("atol", atol))
-    )
+    relative = check_positive("rtol", rtol).astype(dtype)
+    absolute = check_positive("atol", atol).astype(dtype)
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         flow = shared(flow, state, times[0])
     elif isinstance(flow, Flow):  # its field is differentiated

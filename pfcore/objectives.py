@@ -61,15 +61,19 @@ def quadratic_form(matrix: ArrayLike, vector: ArrayLike | None = None) -> Object
       ValueError: the matrix is not square, symmetric and finite, or the vector does not fit.
     """
     m = np.asarray(matrix, float)
-    square = m.ndim == 2 and m.shape[0] == m.shape[1]
-    if not (square and np.all(np.isfinite(m)) and np.allclose(m, m.T)):
+    square = m.ndim == 2 and m.shape[0] == m.shape[1] and m.size > 0
+    if not (square and np.all(np.isfinite(m)) and np.all(np.abs(m - m.T) <= 1e-8 * np.max(abs(m)))):
         raise ValueError(f"matrix must be square, symmetric and finite, got {matrix!r}")
     b = np.zeros(len(m)) if vector is None else np.asarray(vector, float)
     if b.shape != (len(m),) or not np.all(np.isfinite(b)):
         raise ValueError(f"vector must have shape ({len(m)},) and be finite, got {vector!r}")
     centre = -np.linalg.lstsq(m, b, rcond=None)[0]
+    values = np.linalg.eigvalsh(m)
+    strict = np.all(values > len(m) * np.finfo(float).eps * np.max(np.abs(values)))
 
     def function(params: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(params.dtype, jnp.inexact):
+            params = params.astype(float)
         matrix, vector = jnp.asarray(m, params.dtype), jnp.asarray(b, params.dtype)
         return 0.5 * params @ (matrix @ params) + vector @ params
 
@@ -77,7 +81,7 @@ def quadratic_form(matrix: ArrayLike, vector: ArrayLike | None = None) -> Object
         "quadratic",
         function,
         domain=centre[:, None] + _array([[-1, 1]]),
-        minima=centre[None] if np.all(np.linalg.eigvalsh(m) > 0) else np.zeros((0, len(m))),
+        minima=centre[None] if strict else np.zeros((0, len(m))),
     )
 
 

@@ -20,6 +20,7 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
+from pfcore._checks import check_count
 from pfcore.figures import carried
 from pfcore.figures.style import COLORS, LABELS, STYLE
 from pfcore.figures.themes import themed
@@ -63,10 +64,14 @@ def redraw(csv: str | Path, theme: str = "light", frame: int = -1) -> Figure:
       The Matplotlib figure, not registered with pyplot.
 
     Raises:
-      ValueError: the text is not a figure's data, or the theme is unknown.
+      ValueError: the text is not a figure's data, the theme is unknown, or there is no such frame.
       OSError: the file cannot be read.
     """
-    return carried.put_together(carried.from_csv(csv), _look(theme), frame)
+    drawing = carried.from_csv(csv)
+    number = carried.num_frames(drawing)
+    if not -number <= frame < number:
+        raise ValueError(f"frame must be from {-number} to {number - 1}, got {frame!r}")
+    return carried.put_together(drawing, _look(theme), frame)
 
 
 def picture(csv: str | Path, theme: str = "light") -> bytes:
@@ -187,7 +192,12 @@ def animation(
 
     Returns:
       The bytes of an animated PNG.
+
+    Raises:
+      ValueError: `num_frames` is below 1.
+      TypeError: `num_frames` is not an integer.
     """
+    num_frames = check_count("num_frames", num_frames, minimum=1)
     drawings, frames = [], []
     for number in range(num_frames):
         draw(number)

@@ -82,7 +82,9 @@ def plot_density(
         return np.sign(s) * threshold * (10 ** np.abs(s) - 1) if symlog else s
 
     low, high = there(nodes.min()), there(nodes.max())
-    extent = (high - low) or abs(high) or 1.0
+    # What differs by rounding alone is one eigenvalue.
+    rounding = 100 * float(jnp.finfo(density.nodes.dtype).eps) * max(abs(low), abs(high))
+    extent = high - low if high - low > rounding else abs(high) or 1.0
     width = extent / 100 if bandwidth is None else float(check_positive("bandwidth", bandwidth))
     if num_points is None:
         num_points = min(max(500, int(4 * (extent / width + 8))), 20_000)
@@ -216,7 +218,8 @@ def plot_trajectory(
       The level lines (`ContourSet`), and the path.
 
     Raises:
-      ValueError: the path has too few points or numbers, or is not finite.
+      ValueError: the path has too few points or numbers, or is not finite, or the loss is finite
+        nowhere around it.
 
     Example:
       >>> import jax.numpy as jnp, pfcore
@@ -266,6 +269,10 @@ def plot_trajectory(
         lambda grid: jax.lax.map(lambda at: loss(unravel(start + at @ plane)), grid, batch_size=64)
     )(grid)
     heights = np.ma.masked_invalid(np.asarray(values, float).reshape(x.shape))
+    if not heights.count():
+        raise ValueError(
+            "the loss is finite nowhere in the plane of the path; pass a path around which it is"
+        )
     shares = np.linspace(0, 1, levels + 2)[1:-1]
     ranks = np.unique(np.quantile(heights.compressed(), shares))
     ax = _axes(ax)

@@ -156,14 +156,13 @@ def _off(
     bends: Float[Array, " k"],
     foreseen: Float[Array, " k"],
     count: jax.Array,
-    learning_rate: jax.Array,
 ) -> Float[Array, ""]:
-    r"""How far the first `count` curvatures are from what was foreseen, relative to $2/h$.
+    r"""How far the first `count` curvatures, times $h$, are from what was foreseen, relative to 2.
 
     Zero where that is no more than `ASTRAY`, as it is in sound steps.
     """
     critical = jnp.arange(len(bends), dtype=jnp.int32) < count
-    off = jnp.max(jnp.where(critical, jnp.abs(bends - foreseen), 0)) * learning_rate / 2
+    off = jnp.max(jnp.where(critical, jnp.abs(bends - foreseen), 0)) / 2
     return jnp.where(off <= ASTRAY, 0, off)
 
 
@@ -180,7 +179,8 @@ def _step(
     _, unravel = ravel(state.params)
     _, _, place = _pairs(k)
     dtype = state.variance.dtype
-    h, length = learning_rate.astype(dtype), (jnp.asarray(dt) / substeps).astype(dtype)
+    h = learning_rate.astype(dtype)
+    length = jnp.asarray(dt).astype(dtype) / h / substeps  # of a substep, in units of h
     # A direction may overtake those followed within a step. Found late, it would be beyond the edge
     # by as much as it grew in the meantime.
     follower = tracker(
@@ -224,15 +224,17 @@ def _step(
         else:
             gradient, bends = _curvatures(loss, at.params, vectors_of(at), at.num_critical)
             # The same vectors as one substep before: whether that one did what was foreseen.
-            off = jnp.where(i > 0, _off(jnp.diag(bends), foreseen, at.num_critical, h), 0)
+            off = jnp.where(i > 0, _off(h * jnp.diag(bends), foreseen, at.num_critical), 0)
             at = at._replace(residual=worse(at.residual, off))
-        # The slack 2/h - H on the critical directions, at the end of this substep.
+        # The slack 2 - hH on the critical directions, at the end of this substep. With h in each
+        # factor, since products of two may leave the range.
+        gradient, bends, slopes = h.astype(flat.dtype) * gradient, h * bends, h * slopes
         along = jnp.matmul(slopes, gradient, precision="highest")
         drift = length * along[place] - bends
         reaction = length / 2 * jnp.matmul(slopes, slopes.T, precision="highest")
         reaction = reaction[place[:, :, None, None], place]
         found = solve(
-            2 / h * jnp.eye(k, dtype=dtype) + drift,
+            2 * jnp.eye(k, dtype=dtype) + drift,
             reaction,
             active=number < at.num_critical,
             start=at.variance,
@@ -248,7 +250,7 @@ def _step(
 
     def checked(at: CentralState, foreseen: Float[Array, " k"]) -> CentralState:
         bends = _along(loss, at.params, vectors_of(at), at.num_critical)
-        off = _off(bends, foreseen, at.num_critical, h)
+        off = _off(h * bends, foreseen, at.num_critical)
         return at._replace(residual=worse(at.residual, off))
 
     state = state._replace(residual=jnp.zeros_like(state.residual))
@@ -297,7 +299,10 @@ def _segments(loss: Loss, params: Params) -> tuple[jax.Array, jax.Array, jax.Arr
 
 def _check_third_derivatives(loss: Loss, params: Params) -> None:
     """Raise an error where there is no third derivative, or JAX's is not that of the Hessian."""
-    bends, changes, integrals = (np.asarray(x, float) for x in _once(_segments, loss, (), params))
+    found = _once(_segments, loss, (), params)
+    if _programs.is_traced(found):  # the loss reads data that have no values yet
+        return
+    bends, changes, integrals = (np.asarray(x, float) for x in found)
     if not np.all(np.isfinite([bends, changes, integrals])):
         return  # is met in the first step, which says so
     rounding = 100 * float(jnp.finfo(ravel(params)[0].dtype).eps) * bends

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcore import _programs
 from pfcore._checks import ArrayLike, ScalarLike, check_count, check_positive
+from pfcore._trees import power_of_two
 
 MAX_ITERATIONS = 4000
 
@@ -53,6 +54,13 @@ def _projected(X: Float[Array, "k k"]) -> Float[Array, "k k"]:
     values, vectors = jnp.linalg.eigh(X, symmetrize_input=True)
     kept = vectors * jnp.maximum(values, 0)
     return jnp.matmul(kept, vectors.T, precision="highest")
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """A power of two close to the largest entry, by which squares neither overflow nor vanish."""
+    largest = jnp.max(jnp.abs(x))
+    usable = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(usable, power_of_two(jnp.where(usable, largest, 1)), 1)
 
 
 def _residual(
@@ -185,8 +193,10 @@ def solve(
         both = mask[:, None] & mask
         A, begin = jnp.where(both, A, 0), jnp.where(both, begin, 0)
         B = jnp.where(both[:, :, None, None] & both, B, 0)
+    size, stiffness = _unit(A), _unit(B)
+    A, B, natural = A / size, B / stiffness, size / stiffness
     if k == 1:
         X, iterations = _single(A, B), jnp.int32(0)
     else:
-        X, iterations = _accelerated(A, B, begin, tolerance, max_iterations)
-    return Complementarity(X, _residual(A, B, X), iterations)
+        X, iterations = _accelerated(A, B, begin / natural, tolerance, max_iterations)
+    return Complementarity(natural * X, _residual(A, B, X), iterations)

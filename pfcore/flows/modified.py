@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pfcore._checks import Loss, ScalarLike, check_count, check_learning_rate, check_loss
-from pfcore._trees import Params, add_scaled, real_dtype, scale, weighted_sum
+from pfcore._trees import Params, add_scaled, real_dtype, scale
 from pfcore.curvature.products import gradient, hvp
 from pfcore.flows.flow import Flow, bind, identity
 
@@ -56,7 +56,8 @@ def negative_gradient_flow(loss: Loss) -> Flow:
 def _igr_field(loss: Loss, learning_rate: jax.Array, t, params: Params) -> Params:
     del t
     g = gradient(loss, params)
-    return scale(-1.0, add_scaled(g, learning_rate / 2, hvp(loss, params, g)))
+    step = scale(learning_rate, g)  # Hg itself may leave the range, whatever the unit of hHg
+    return scale(-1.0, add_scaled(g, 0.5, hvp(loss, params, step)))
 
 
 def igr_flow(loss: Loss, learning_rate: ScalarLike) -> Flow:
@@ -93,13 +94,13 @@ def third_derivative_term(loss: Loss, params: Params, g: Params) -> Params:
 
 def _third_order_field(loss: Loss, learning_rate: jax.Array, t, params: Params) -> Params:
     del t
-    h = learning_rate
     g = gradient(loss, params)
-    hg = hvp(loss, params, g)
-    hhg = hvp(loss, params, hg)
-    field = add_scaled(g, h / 2, hg)
-    field = add_scaled(field, h**2 / 3, hhg)
-    field = add_scaled(field, h**2 / 12, third_derivative_term(loss, params, g))
+    step = scale(learning_rate, g)
+    once = hvp(loss, params, step)
+    twice = hvp(loss, params, scale(learning_rate, once))
+    field = add_scaled(g, 1 / 2, once)
+    field = add_scaled(field, 1 / 3, twice)
+    field = add_scaled(field, 1 / 12, third_derivative_term(loss, params, step))
     return scale(-1.0, field)
 
 
@@ -255,9 +256,13 @@ def modified_coefficients_by_recursion(loss: Loss, params: Params, order: int) -
 
 def _modified_field(loss: Loss, order: int, learning_rate: jax.Array, t, params: Params) -> Params:
     del t
-    coefficients = modified_coefficients(loss, params, order)
-    powers = learning_rate ** jnp.arange(order, dtype=learning_rate.dtype)
-    return weighted_sum(powers, coefficients)
+    # Those of h f̃, whose size does not depend on the unit of the loss.
+    parts = logarithm_coefficients(
+        lambda p: scale(-learning_rate, gradient(loss, p)), params, order
+    )
+    return jax.tree.map(
+        lambda f: jnp.sum(f, axis=0, dtype=f.dtype) / learning_rate.astype(f.dtype), parts
+    )
 
 
 def modified_flow(loss: Loss, learning_rate: ScalarLike, order: int) -> Flow:

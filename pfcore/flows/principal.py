@@ -18,7 +18,7 @@ from pfcore._checks import (
     check_loss,
     check_positive,
 )
-from pfcore._trees import Params, add_scaled, ravel, real_part, to_complex
+from pfcore._trees import Params, add_scaled, ravel, real_part, scale, to_complex
 from pfcore.curvature.dense import apply_to_vector
 from pfcore.curvature.krylov import krylov_apply
 from pfcore.curvature.products import flat_product, gradient
@@ -49,8 +49,8 @@ def _principal_part(
 def _add_non_principal(
     loss: Loss, learning_rate: jax.Array, params: Params, field: Params
 ) -> Params:
-    term = third_derivative_term(loss, params, gradient(loss, params))
-    return add_scaled(field, -(learning_rate**2) / 12, term)
+    step = scale(learning_rate, gradient(loss, params))
+    return add_scaled(field, -1 / 12, third_derivative_term(loss, params, step))
 
 
 def _complex_field(

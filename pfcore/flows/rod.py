@@ -61,8 +61,9 @@ def drift(
     ahead, product_ahead = linearized_hvp(loss, plus)
     behind, product_behind = linearized_hvp(loss, minus)
     both = add_scaled(ahead, 1.0, behind)
-    bent = add_scaled(product_ahead(both), 1.0, product_behind(both))
-    return add_scaled(scale(-0.5, both), -learning_rate / 8, bent), ahead, behind
+    step = scale(learning_rate, both)
+    bent = add_scaled(product_ahead(step), 1.0, product_behind(step))
+    return add_scaled(scale(-0.5, both), -1 / 8, bent), ahead, behind
 
 
 def _compressed(rows: jax.Array, rank: int) -> jax.Array:

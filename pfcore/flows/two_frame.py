@@ -191,7 +191,7 @@ def _renewed(floor: jax.Array, state: TwoFrameState) -> TwoFrameState:
     c, d = norm(state.centre), norm(state.oscillation)
     s = state.log_scale
     c, d, floor = (x.astype(s.dtype) for x in (c, d, floor))
-    usable = (d > 0) & jnp.isfinite(d) & (c > 0) & jnp.isfinite(c)
+    usable = (d > 0) & jnp.isfinite(d) & jnp.isfinite(c)
     log_d = jnp.log(jnp.where(usable, d, 1))
     size = s + log_d
     least = jnp.log(jnp.where(floor > 0, floor, 1))
@@ -199,7 +199,9 @@ def _renewed(floor: jax.Array, state: TwoFrameState) -> TwoFrameState:
     size = jnp.where(raised, least, size)
     # The terms left out of the linear part are this squared, and the rounding of what is not
     # linear this divided into machine epsilon. Twice as much to go back: no jumping to and fro.
-    border = jnp.log(jnp.where(usable, c, 1)) + math.log(float(jnp.finfo(s.dtype).eps)) / 2
+    # None is small beside a centre of zero.
+    border = jnp.where(c > 0, jnp.log(jnp.where(c > 0, c, 1)), -jnp.inf)
+    border = border + math.log(float(jnp.finfo(s.dtype).eps)) / 2
     linear = size < border + jnp.where(s < 0, math.log(2), 0)
     fits = (d > c / RANGE) & (d < c * RANGE) & (s < 0)
     factor = jnp.where(fits, 1, jnp.where(usable, c, 1) / jnp.where(usable, d, 1))

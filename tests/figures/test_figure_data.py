@@ -342,6 +342,10 @@ def test_an_animation_carries_all_its_frames():
             drawn.seek(frame)
             one, other = (np.asarray(i.convert("RGB"), int) for i in (stored, drawn))
             assert np.mean(np.abs(one - other).max(axis=-1) > 64) <= SAME
+    with pytest.raises(ValueError, match="frame must be from -3 to 2, got 3"):
+        figures.redraw(csv, frame=3)
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+        figures.animation(fig, draw, 0)
     titles = [figures.redraw(csv, frame=i).axes[0].get_title(loc="left") for i in (0, 2)]
     assert titles == ["step 0", "step 2"]
 

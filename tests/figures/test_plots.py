@@ -58,6 +58,18 @@ def test_density_of_one_eigenvalue_and_without_a_band():
     plt.close()
 
 
+def test_density_of_eigenvalues_that_differ_by_rounding(ax):
+    """An orthogonal factor: one eigenvalue, of which single precision makes several."""
+    rotation = jnp.linalg.qr(jax.random.normal(KEY, (50, 50)))[0]
+    density = curvature.spectral_density(
+        lambda x: 0.5 * jnp.sum((rotation @ x) ** 2), jnp.ones(50), key=KEY
+    )
+    x, y = figures.plot_density(density, ax)[0].get_data()
+    area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
+    assert area == pytest.approx(1, rel=1e-2)
+    assert x[np.argmax(y)] == pytest.approx(1, rel=1e-2)
+
+
 def test_density_refuses_what_it_cannot_draw(ax, density):
     with pytest.raises(ValueError, match="got 'log'"):
         figures.plot_density(density, ax, scale="log")
@@ -138,3 +150,6 @@ def test_trajectory_refuses_what_it_cannot_draw(ax):
     diverged = jnp.ones((4, 2)).at[2:].set(jnp.inf)
     with pytest.raises(ValueError, match="not finite from point 2 on"):
         figures.plot_trajectory(jnp.sum, diverged, ax)
+    with pytest.raises(ValueError, match="finite nowhere in the plane"):
+        negative = -1 - jnp.arange(8.0).reshape(4, 2)
+        figures.plot_trajectory(lambda x: jnp.sum(jnp.log(x)), negative, ax)

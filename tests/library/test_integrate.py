@@ -466,6 +466,26 @@ def test_rejects_invalid_times(times, message):
         pfcore.integrate(negative_gradient_flow(QUADRATIC), START, times)
 
 
+def test_times_in_a_list_may_be_traced():
+    def end(h):
+        return pfcore.integrate(igr_flow(QUADRATIC, h), START, [0.0, h]).params[-1]
+
+    np.testing.assert_allclose(jax.jit(end)(0.1), end(0.1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "times, options, message",
+    [
+        (["a", "b"], {}, r"times must be a vector of numbers, got \['a', 'b'\]"),
+        ([1.0], {"rtol": None}, "rtol must be a number, got None"),
+        ([1.0], {"atol": "small"}, "atol must be a number, got 'small'"),
+    ],
+)
+def test_rejects_what_is_no_number(times, options, message):
+    with pytest.raises(TypeError, match=message):
+        pfcore.integrate(negative_gradient_flow(QUADRATIC), START, times, **options)
+
+
 @pytest.mark.parametrize("options", [{"rtol": 0.0}, {"atol": -1.0}, {"rtol": float("nan")}])
 def test_rejects_invalid_tolerances(options):
     with pytest.raises(ValueError, match="tol"):

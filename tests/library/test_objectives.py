@@ -164,11 +164,24 @@ def test_quadratic_form_with_a_vector():
     np.testing.assert_allclose(jax.hessian(loss)(jnp.asarray(point)), matrix, rtol=1e-13)
 
 
-@pytest.mark.parametrize("matrix", [[[1.0, 0.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, 0.0]]])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[1.0, 0.0], [0.0, -1.0]],
+        [[1.0, 0.0], [0.0, 0.0]],
+        np.outer([0.3, 0.1], [0.3, 0.1]),  # whose smallest eigenvalue is 0 but for rounding
+    ],
+)
 def test_quadratic_form_without_a_strict_minimum_lists_none(matrix):
-    loss = quadratic_form(matrix, [1.0, 0.0])
+    vector = np.asarray(matrix) @ [1.0, 0.0]
+    loss = quadratic_form(matrix, vector)
     assert loss.minima.shape == (0, 2)
-    np.testing.assert_allclose(loss.domain.mean(axis=1), [-1, 0], atol=1e-14)
+    np.testing.assert_allclose(np.asarray(matrix) @ loss.domain.mean(axis=1), -vector, atol=1e-14)
+
+
+def test_quadratic_form_of_whole_numbers():
+    loss = quadratic_form([[0.5, 0.0], [0.0, 0.02]])
+    assert float(loss(jnp.array([1, 2]))) == float(loss(jnp.array([1.0, 2.0])))
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
@@ -183,6 +196,8 @@ def test_scaled_rejects_invalid_factors(factor):
         ([1.0, 2.0], None, "square, symmetric"),
         ([[1.0, 2.0]], None, "square, symmetric"),
         ([[1.0, 2.0], [0.0, 1.0]], None, "2.0"),
+        ([[1e-10, 5e-10], [0.0, 1e-10]], None, "5e-10"),
+        (np.zeros((0, 0)), None, "square, symmetric"),
         ([[float("nan")]], None, "nan"),
         ([[float("inf")]], None, "inf"),
         ([[1.0]], [1.0, 2.0], r"shape \(1,\) and be finite, got \[1.0, 2.0\]"),

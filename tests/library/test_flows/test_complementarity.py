@@ -128,6 +128,20 @@ def test_does_not_depend_on_units(x64):
         assert scaled.residual < 1e-9
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_squares_of_entries_may_leave_the_range(unit):
+    """In single precision, also where there is no solution."""
+    rng = np.random.default_rng(4)
+    B = gram(3, 20, rng)
+    A, _ = with_solution(3, 1, B, rng)
+    A, B = jnp.asarray(A, jnp.float32), jnp.asarray(B, jnp.float32)
+    found, scaled = solve(A, B), solve(unit * A, unit * B)
+    np.testing.assert_allclose(scaled.X, found.X, rtol=1e-3, atol=1e-4)
+    assert scaled.residual < 1e-4
+    unsolved = solve(-unit * jnp.eye(2), jnp.zeros((2, 2, 2, 2)))
+    assert float(unsolved.residual) == pytest.approx(2**-0.5)
+
+
 def test_in_single_precision_and_batched():
     rng = np.random.default_rng(5)
     Bs = np.stack([gram(3, 20, rng) for _ in range(4)]).astype(np.float32)

@@ -136,6 +136,39 @@ def test_arrays_of_two_precisions_are_followed_in_the_wider(make, x64):
 
 
 @every_flow
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_does_not_depend_on_the_unit_of_the_loss(make, unit):
+    """In single precision, where the unit squared is out of range: E/unit at unit·h is E at h."""
+    start = jnp.array([0.1, 3.8])
+
+    def valley(w):
+        return w[1] * w[0] ** 2 / 2 - 0.02 * w[1] + 0.01 * w[0] ** 3
+
+    def moved(unit):
+        """Change of the position in a time of h."""
+        flow = make(lambda w: unit * valley(w), 0.5 / unit)
+        slope = change(flow, flow.init(start), jnp.float32(0.5 / unit))
+        return np.asarray(slope.real * jnp.float32(0.5 / unit))
+
+    np.testing.assert_allclose(moved(unit), moved(1.0), rtol=1e-4, atol=1e-7)
+
+
+@every_flow
+def test_ensemble_over_data(make, x64):
+    """Losses that close over what is being transformed, from a start that is not."""
+    start, data = jnp.array([0.3, -0.2]), jnp.array([[1.0, 2.0], [0.5, 1.0]])
+
+    def end(data):
+        def loss(w):
+            return jnp.sum(jax.nn.softplus(data.astype(w.dtype) * w)) + 0.1 * jnp.sum(w**2)
+
+        return pfcore.integrate(make(loss, 0.1), start, [0.0, 0.1]).params[-1]
+
+    alone = jnp.stack([end(d) for d in data])
+    np.testing.assert_allclose(jax.vmap(end)(data), alone, rtol=1e-6)
+
+
+@every_flow
 def test_computes_in_full_precision(make):
     """Outside `integrate` too: a GPU multiplies matrices in TF32 unless told otherwise."""
     flow = make(lambda w: jnp.sum(1.05 * w**2 - w**4 / 4 + 0.1 * w**3), 0.5)

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 import pfcore
 from pfcore.flows import (
     TwoFrameState,
+    fixed_steps,
     igr_flow,
     negative_gradient_flow,
     optax_step,
@@ -320,6 +321,18 @@ def test_oscillation_far_below_rounding_returns():
     own = sharpness(tilted_valley, 0.3, midpoints(np.asarray(steps)))
     assert own.max() == pytest.approx(found.max(), abs=0.005)
     assert abs(int(own.argmax()) - int(found.argmax())) < 5
+
+
+@pytest.mark.parametrize("centre", [0.0, 1e-3])
+def test_floor_beside_any_centre(centre):
+    """An oscillation that decays is kept at it, also about a centre of exactly zero."""
+    flow = two_frame_flow(lambda x: jnp.sum(0.2 * x**2), 1.0, floor=1e-3)
+    start = TwoFrameState(jnp.array([centre]), jnp.array([0.1]))
+    path = pfcore.integrate(fixed_steps(flow, 0.25), start, [0.0, 20.0, 60.0])
+    assert bool(path.completed)
+    np.testing.assert_allclose(path.oscillation[:, 0], [0.1, 1e-3, 1e-3], rtol=1e-6)
+    low = TwoFrameState(jnp.array([centre]), jnp.array([1e-10]))
+    np.testing.assert_allclose(flow.oscillation(flow.init(low)), [1e-3], rtol=1e-6)
 
 
 def test_growth_of_a_small_oscillation_is_the_coefficient():
