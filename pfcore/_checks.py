@@ -1,5 +1,6 @@
 """Argument checks that run before anything is compiled."""
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable
@@ -20,6 +21,12 @@ ArrayLike = Any  # anything that jnp.asarray accepts
 KeyLike = Any  # one key for random numbers
 
 
+def _now(value: Any) -> contextlib.AbstractContextManager[Any]:
+    """Where a value that is known is converted: within compiled functions, too."""
+    known = not isinstance(value, jax.core.Tracer)
+    return jax.ensure_compile_time_eval() if known else contextlib.nullcontext()
+
+
 def check_number(name: str, value: ScalarLike, *, hint: str = "") -> jax.Array:
     """A real scalar as an array; traced values pass.
 
@@ -31,7 +38,8 @@ def check_number(name: str, value: ScalarLike, *, hint: str = "") -> jax.Array:
     try:
         if value is None:
             raise TypeError("None is no number")
-        array = jnp.asarray(value)
+        with _now(value):
+            array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, got {value!r}") from error
     if array.ndim != 0:
@@ -42,7 +50,7 @@ def check_number(name: str, value: ScalarLike, *, hint: str = "") -> jax.Array:
 
 
 def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
-    """A positive, finite scalar as an array; not checked under tracing."""
+    """A positive, finite scalar as an array; a traced one is not checked."""
     array = check_number(
         "learning_rate", learning_rate, hint="; for several learning rates use jax.vmap"
     )
@@ -57,17 +65,19 @@ def check_learning_rate(learning_rate: ScalarLike) -> jax.Array:
 
 
 def check_positive(name: str, value: ScalarLike) -> jax.Array:
-    """A positive, finite number as an array; not checked under tracing."""
-    array = jnp.asarray(check_number(name, value), float)
-    if not isinstance(array, jax.core.Tracer) and not (math.isfinite(array) and array > 0):
+    """A positive, finite number as an array; a traced one is not checked."""
+    with _now(value):
+        array = jnp.asarray(check_number(name, value), float)
+    if not isinstance(array, jax.core.Tracer) and not 0 < float(array) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
     return array
 
 
 def check_not_negative(name: str, value: ScalarLike) -> jax.Array:
-    """A finite number of at least zero as an array; not checked under tracing."""
-    array = jnp.asarray(check_number(name, value), float)
-    if not isinstance(array, jax.core.Tracer) and not (math.isfinite(array) and array >= 0):
+    """A finite number of at least zero as an array; a traced one is not checked."""
+    with _now(value):
+        array = jnp.asarray(check_number(name, value), float)
+    if not isinstance(array, jax.core.Tracer) and not 0 <= float(array) < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
     return array
 

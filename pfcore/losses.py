@@ -78,6 +78,12 @@ def _as_array(x: ArrayLike) -> np.ndarray | jax.Array:
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
+def _kept(x: np.ndarray | jax.Array, dtype: Any) -> jax.Array:
+    """An array of the loss's own. JAX may share memory with a NumPy array, whose owner may reuse
+    it, as data loaders do."""
+    return jnp.asarray(_stay_put(x.copy() if isinstance(x, np.ndarray) else x), dtype)
+
+
 def _chosen(mask: np.ndarray | jax.Array, x: np.ndarray | jax.Array, other: float | int) -> Any:
     """`x` where `mask` is true, else `other`; the mask has the leading axes of `x`."""
     xp = jnp if isinstance(x, jax.Array) or isinstance(mask, jax.Array) else np
@@ -141,7 +147,7 @@ def _check_targets(
                 _check_classes(targets, num_outputs)
             elif probabilities:
                 _check_probabilities(targets.astype(dtype) if targets.dtype == bool else targets)
-    return jnp.asarray(_stay_put(targets), jnp.int32 if classes else dtype)
+    return _kept(targets, jnp.int32 if classes else dtype)
 
 
 def _encoded(targets: jax.Array, num_outputs: int, dtype: jnp.dtype) -> jax.Array:
@@ -197,7 +203,7 @@ def _check_weights(
                 raise ValueError(
                     f"weights must be finite and non-negative, got values from {low} to {high}"
                 )
-    full = jnp.asarray(_stay_put(given), dtype)
+    full = _kept(given, dtype)
     full = jnp.broadcast_to(full.reshape(full.shape + (1,) * (len(rows) - full.ndim)), rows)
     if mask is not None:
         full = jnp.where(mask, full, 0)
@@ -439,7 +445,7 @@ def _sum_over_samples(
     _check_mesh("inputs", inputs)
     _check_mesh("targets", targets)
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-    inputs = jnp.asarray(_stay_put(inputs), dtype if floating else None)
+    inputs = _kept(inputs, dtype if floating else None)
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs must hold at least one sample, got shape {inputs.shape}")
     num_samples = inputs.shape[0]
@@ -547,7 +553,8 @@ def full_batch(
         moves to another device if `microbatch` divides n.
       weights: [n], at least 0, or [n, T] for outputs [n, T, k]. None: all equal.
       mask: the outputs' shape without its last axis; False or 0 excludes a position, whatever its
-        target. None: every position counts.
+        target. Its inputs must be finite, as those of weight 0, since 0 · NaN is NaN. None: every
+        position counts.
       rngs: `nnx.Rngs`, a key or a seed. Each sample's random numbers are then drawn from its
         streams and the sample's index. They are the same at every call and for every `microbatch`,
         whatever else is drawn from `rngs`. A model whose `__call__` has an argument `rngs` receives

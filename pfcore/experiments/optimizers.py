@@ -15,7 +15,7 @@ import optax
 from optax import contrib
 
 from pfcore import learning_rates
-from pfcore._checks import Loss, check_learning_rate
+from pfcore._checks import Loss, check_learning_rate, check_not_negative, check_positive
 from pfcore._trees import Params
 from pfcore.experiments.signal import scale_by_signal
 from pfcore.runs.overrides import parsed
@@ -74,6 +74,7 @@ def _measured(
     """
     if along not in ("gradient", "update"):
         raise ValueError(f"along must be 'gradient' or 'update', got {along!r}")
+    _check_momentum(momentum)
     before = [] if signal is None else [scale_by_signal(signal, signal_decay)]
     before += [optax.trace(momentum)] if along == "update" else []
     after = [optax.trace(momentum)] if along == "gradient" else []
@@ -91,6 +92,7 @@ def _measured(
 
 def _cosine(steps: Number) -> optax.GradientTransformation:
     """A factor that falls from 1 to 0 along half a cosine; constantly 1 for zero steps."""
+    check_not_negative("cosine", steps)
 
     def factor(count):
         done = jnp.minimum(count / jnp.where(steps > 0, steps, 1.0), 1.0)
@@ -162,6 +164,7 @@ def _sharpness(
 
 def _sgd(learning_rate: Number, momentum: Number = 0.0, cosine: Number = 0.0) -> Method:
     h = check_learning_rate(learning_rate)
+    _check_momentum(momentum)
     return Method(
         optax.chain(optax.trace(momentum), optax.scale(h), _cosine(cosine)), rate=lambda state: h
     )
@@ -172,7 +175,13 @@ def _adam(learning_rate: Number = 1e-3, cosine: Number = 0.0) -> Method:
     return Method(optax.chain(optax.scale_by_adam(), optax.scale(h), _cosine(cosine)), rate=None)
 
 
+def _check_momentum(momentum: Number) -> None:
+    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and less than 1, got {momentum!r}")
+
+
 def _polyak(max_learning_rate: Number = MOST) -> Method:
+    check_positive("max_learning_rate", max_learning_rate)
     return Method(
         optax.scale_by_polyak(max_learning_rate=max_learning_rate),
         rate=None,
@@ -181,6 +190,7 @@ def _polyak(max_learning_rate: Number = MOST) -> Method:
 
 
 def _line_search(max_learning_rate: Number = MOST) -> Method:
+    check_positive("max_learning_rate", max_learning_rate)
     search = optax.scale_by_backtracking_linesearch(30, max_learning_rate=max_learning_rate)
     down = optax.scale(-1.0)  # the line search takes a descent direction
     return Method(
@@ -253,6 +263,8 @@ def read(text: str) -> Spec:
                 f"{option!r} is not an option of {name}; "
                 f"write {name}:KEY=VALUE with one of {', '.join(known) or 'none'}"
             )
+        if key in given:
+            raise ValueError(f"method {text!r} has {key} twice; give it once")
         kind = known[key].annotation
         given[key] = parsed(key, value, float if kind in NUMBERS else kind)
     for key, parameter in known.items():

@@ -138,10 +138,12 @@ def scale_by_cdat(
     check_decay(decay)
 
     def init(params: Params) -> ScaleByCdatState:
-        zero = jnp.zeros((), state_dtype(trained(params)))
-        most = jnp.asarray(max_learning_rate).astype(zero.dtype)
-        none = jnp.zeros((), jnp.int32)
-        return ScaleByCdatState(most, zero, zero, zero, none, none)
+        dtype = state_dtype(trained(params))
+        most = jnp.asarray(max_learning_rate).astype(dtype)
+        # An array for each, so that the state can be donated.
+        numbers = (jnp.zeros((), dtype) for _ in range(3))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return ScaleByCdatState(most, *numbers, *counts)
 
     def update(
         updates: Params,

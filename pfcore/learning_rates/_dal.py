@@ -1,5 +1,6 @@
 """Drift-adjusted learning rates."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def _difference(loss: Loss, params: Params, direction: Params) -> Array:
     length = jnp.maximum(length, ROUNDINGS * within)
     beyond = add_scaled(params, length, direction)
     moved = norm(jax.tree.map(jnp.subtract, beyond, params))
-    gradient = jax.grad(loss)
+    gradient = functools.partial(_programs.evaluate, jax.grad(loss))
     change = norm(jax.tree.map(jnp.subtract, gradient(beyond), gradient(params)))
     return change / jnp.where(moved > 0, moved, jnp.ones_like(moved))
 

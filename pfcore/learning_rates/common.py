@@ -281,7 +281,7 @@ def normalised(tree: Params) -> tuple[Params, Float[Array, ""]]:
     usual = size >= jnp.finfo(size.dtype).tiny
     divisor = jnp.where(usual, size, jnp.ones_like(size))
     direction = jax.tree.map(
-        lambda x: jnp.where(usual, x / divisor.astype(x.dtype), jnp.zeros_like(x)), tree
+        lambda x: jnp.where(usual, x.astype(size.dtype) / divisor, 0).astype(x.dtype), tree
     )
     return direction, jnp.where(size < jnp.finfo(size.dtype).tiny, jnp.zeros_like(size), size)
 

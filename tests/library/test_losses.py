@@ -137,6 +137,35 @@ def test_gradient_against_finite_differences(kind, outputs):
     np.testing.assert_allclose(flatten(jax.grad(loss)(params)), differences, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_buffers_may_be_reused(microbatch):
+    """As data loaders do. JAX shares the memory of NumPy arrays that are aligned to 64 bytes."""
+
+    def aligned(values):
+        room = np.empty(values.nbytes + 64, np.uint8)
+        start = -room.ctypes.data % 64
+        found = room[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+        found[:] = values
+        return found
+
+    inputs = aligned(np.ones((N, FEATURES)))
+    targets = aligned(np.zeros(N, np.int32))
+    weights = aligned(np.ones(N))
+    loss, params = full_batch(
+        network(3),
+        inputs,
+        targets,
+        kind="cross_entropy",
+        weights=weights,
+        microbatch=microbatch,
+    )
+    before = float(loss(params))
+    share, _ = accuracy(network(3), inputs, targets, weights=weights)
+    right = float(share(params))
+    inputs[:], targets[:], weights[:] = -3, 1, 9
+    assert float(loss(params)) == before and float(share(params)) == right
+
+
 @pytest.mark.parametrize("microbatch", [1, 4, N, N + 5])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", ["real", "complex"])

@@ -579,14 +579,56 @@ def test_nothing_is_recompiled_without_jit(caplog):
             c = jnp.asarray(i + 1.0, dtype)
 
             def loss(p, c=c):
-                return c.astype(p.dtype) * jnp.sum(p**2)
+                # With control flow, which JAX compiles wherever it is evaluated.
+                parts = jax.lax.scan(lambda s, y: (s + y**2, None), jnp.zeros((), p.dtype), p)
+                return c.astype(p.dtype) * parts[0]
 
             if i == 3:
                 caplog.clear()
+            g = jax.grad(loss)(x)
             with jax.log_compiles():
-                _, state = method.update(jax.grad(loss)(x), state, x, loss_fn=loss)
+                _, state = method.update(g, state, x, loss_fn=loss)
         found = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
         assert not found, (name, found)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_states_can_be_donated(name):
+    tx, x = METHODS[name](), jnp.asarray(START, jnp.float32)
+
+    def step(x, state):
+        updates, state = tx.update(jax.grad(quadratic)(x), state, x, loss_fn=quadratic)
+        return optax.apply_updates(x, updates), state
+
+    kept, donated = jax.jit(step), jax.jit(step, donate_argnums=(0, 1))
+    expected, state = x, tx.init(x)
+    found = x.copy(), tx.init(x)
+    for _ in range(3):
+        expected, state = kept(expected, state)
+        found = donated(*found)
+    np.testing.assert_array_equal(found[0], expected)
+
+
+def test_small_gradients_in_two_precisions(x64):
+    """Whose norm is in the range of the wider one alone."""
+    params = {"a": jnp.asarray(1e-39), "b": jnp.zeros(2, jnp.float32)}
+
+    def loss(p):
+        return 4 * p["a"] ** 2 + jnp.sum(p["b"]).astype(float) ** 2
+
+    for name in METHODS:
+        tx = METHODS[name]()
+        _, state = tx.update(jax.grad(loss)(params), tx.init(params), params, loss_fn=loss)
+        state = state if hasattr(state, "learning_rate") else state[0]
+        assert float(state.learning_rate) > 0, name
+
+
+def test_numbers_are_checked_within_compiled_functions():
+    def init(x):
+        return learning_rates.dal(max_learning_rate=-1.0).init(x)
+
+    with pytest.raises(ValueError, match=r"max_learning_rate must be positive .*-1\.0"):
+        jax.jit(init)(jnp.ones(2))
 
 
 def test_skipped_steps_evaluate_nothing():
