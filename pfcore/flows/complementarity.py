@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcore import _programs
 from pfcore._checks import ArrayLike, ScalarLike, check_count, check_positive
-from pfcore._trees import power_of_two
+from pfcore.curvature.krylov import unit_of
 
 MAX_ITERATIONS = 4000
 
@@ -57,10 +57,9 @@ def _projected(X: Float[Array, "k k"]) -> Float[Array, "k k"]:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """A power of two close to the largest entry, by which squares neither overflow nor vanish."""
-    largest = jnp.max(jnp.abs(x))
-    usable = (largest > 0) & jnp.isfinite(largest)
-    return jnp.where(usable, power_of_two(jnp.where(usable, largest, 1)), 1)
+    """A power of two close to the largest entry, so that squares neither overflow nor vanish."""
+    unit = unit_of(x, jnp.zeros((), x.dtype))
+    return jnp.where(unit > 0, unit, 1)
 
 
 def _residual(
